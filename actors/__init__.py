@@ -1,0 +1,1 @@
+"""The actors: Supervisor, ModelActor, Watchdog, and the messages between them."""

@@ -1,0 +1,248 @@
+"""YAML to frozen structs: the defaults of ``config.yaml`` with the user's file merged over them.
+
+Every error is a ``ConfigError`` that names the key's path, the value and what is allowed.
+"""
+
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+
+from plimsoll.errors import ConfigError
+
+_SIZE_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for suffix, base in (("B", 1000), ("iB", 1024), ("", 1024))
+}
+_TIME_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+class Bytes(int):
+    """A size in bytes; in YAML a number or text like ``16GiB``, ``1.5GB``, ``512M``."""
+
+
+class Seconds(float):
+    """A time in seconds; in YAML a number or text like ``250ms``, ``30s``, ``5m``, ``2h``."""
+
+
+Percent = Annotated[float, msgspec.Meta(gt=0, le=100)]
+ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", max_length=200)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A mapping in the file; unknown keys are refused."""
+
+
+class ServerConfig(Section, frozen=True):
+    host: str
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
+    max_body: Bytes
+    keepalive: Seconds
+    shutdown_grace: Seconds
+
+
+class MemoryConfig(Section, frozen=True):
+    warning_percent: Percent
+    critical_percent: Percent
+    emergency_percent: Percent
+    hysteresis_percent: Annotated[float, msgspec.Meta(ge=0, le=50)]
+    clear_after: Seconds
+    critical_grace: Seconds
+
+
+class ModelEntry(Section, frozen=True):
+    """One model that may be served. ``idle_ttl`` unset means ``models.idle_ttl``."""
+
+    source: Annotated[str, msgspec.Meta(min_length=1)]
+    enabled: bool = True
+    pin: bool = False
+    idle_ttl: Seconds | None | msgspec.UnsetType = msgspec.UNSET
+    context: Annotated[int, msgspec.Meta(ge=16)] | None = None
+
+
+class ModelsConfig(Section, frozen=True):
+    builtin: bool
+    dir: str | None
+    cache_dir: str | None
+    offline: bool
+    idle_ttl: Seconds | None
+    queue: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    entries: dict[ModelName, ModelEntry]
+
+
+class EngineConfig(Section, frozen=True):
+    max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=65536)] | None
+    prompt_cache: Bytes
+    dequantize: Literal["auto", "always", "never"]
+    blas: str
+    stop_grace: Seconds | None
+
+
+class LoggingConfig(Section, frozen=True):
+    level: Literal["debug", "info", "warning", "error"]
+
+
+class Config(Section, frozen=True):
+    """The whole effective configuration."""
+
+    server: ServerConfig
+    memory: MemoryConfig
+    models: ModelsConfig
+    engine: EngineConfig
+    logging: LoggingConfig
+
+
+def load(explicit: str | os.PathLike[str] | None = None) -> Config:
+    """The effective configuration: defaults, and over them the first user's file that is found.
+
+    Raises:
+        ConfigError: a file that can't be read, or a key with a bad path, type or value.
+    """
+    path = find_user_file(explicit)
+    return parse(_read(path), origin=str(path)) if path else parse({})
+
+
+def parse(user: dict[str, Any], origin: str = "config") -> Config:
+    """``user``'s keys merged over the defaults and validated; ``origin`` names the file in errors."""
+    merged = _merge(defaults(), user)
+    try:
+        config = msgspec.convert(merged, Config, dec_hook=_quantity)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{origin}: {_explain(error, merged)}") from None
+    _check_sense(config, origin)
+    return config
+
+
+def defaults() -> dict[str, Any]:
+    """The shipped ``config.yaml`` as plain data."""
+    text = resources.files("plimsoll").joinpath("config.yaml").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = yaml.safe_load(text)
+    return loaded
+
+
+def find_user_file(explicit: str | os.PathLike[str] | None = None) -> Path | None:
+    """``--config``, ``$PLIMSOLL_CONFIG``, ``~/.config/plimsoll/config.yaml``, ``./plimsoll.yaml``: the first there is."""
+    for named in (explicit, os.environ.get("PLIMSOLL_CONFIG")):
+        if named:
+            return Path(named).expanduser()
+    base = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    candidates = (base / "plimsoll" / "config.yaml", Path("plimsoll.yaml"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def to_yaml(config: Config) -> str:
+    """``config`` as YAML that ``load`` accepts."""
+    plain = msgspec.to_builtins(config, enc_hook=lambda value: int(value) if isinstance(value, Bytes) else float(value))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice, where YAML would silently keep the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {key_node.value!r} is written twice")
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections, not {type(data).__name__}")
+    return data
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        mine = merged.get(key)
+        merged[key] = _merge(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _quantity(kind: type, value: Any) -> Any:
+    """msgspec's hook for ``Bytes`` and ``Seconds``."""
+    units, example = (_SIZE_UNITS, "16GiB or 512MB") if kind is Bytes else (_TIME_UNITS, "30s or 5m")
+    match = _QUANTITY.fullmatch(str(value)) if isinstance(value, int | float | str) else None
+    if match is None or isinstance(value, bool) or match[2] not in units:
+        what = "a size" if kind is Bytes else "a time"
+        raise ValueError(f"Expected {what} like {example}")
+    return kind(float(match[1]) * units[match[2]])
+
+
+def _explain(error: msgspec.ValidationError, data: Any) -> str:
+    """msgspec's message turned round: key path, value, what is allowed."""
+    text, _, where = str(error).partition(" - at ")
+    path = where.strip("`").removeprefix("$").lstrip(".")
+    if unknown := re.search(r"unknown field `(.+)`", text):
+        return f"{_join(path, unknown[1])}: unknown key; see config.yaml for the keys there are"
+    if missing := re.search(r"missing required field `(.+)`", text):
+        return f"{_join(path, missing[1])}: this key is required"
+    if "[...]" in path:
+        path, value = _offender(path, data)
+    else:
+        value = _at(path.split("."), data) if path else data
+    allowed = text.removeprefix("Expected ").replace("`", "")
+    return f"{path or 'the file'}: {value!r} is not allowed, expected {allowed}"
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}".lstrip(".").replace("[...]", "*")
+
+
+def _at(keys: list[str], data: Any) -> Any:
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
+def _offender(path: str, data: Any) -> tuple[str, Any]:
+    """msgspec hides a dict's key as ``[...]``: find the model entry that fails by itself."""
+    before, _, after = path.partition("[...]")
+    container = _at(before.strip(".").split("."), data)
+    for name, entry in (container or {}).items():
+        try:
+            msgspec.convert({name: entry}, dict[ModelName, ModelEntry], dec_hook=_quantity)
+        except msgspec.ValidationError:
+            inner = after.strip(".")
+            value = _at(inner.split("."), entry) if inner else (entry if isinstance(name, str) else name)
+            return _join(f"{before.strip('.')}.{name}", inner).rstrip("."), value
+    return path, container
+
+
+def _check_sense(config: Config, origin: str) -> None:
+    """What types can't say: values that contradict each other."""
+    memory = config.memory
+    steps = [
+        (f"memory.{name}_percent", getattr(memory, f"{name}_percent")) for name in ("warning", "critical", "emergency")
+    ]
+    for (low_key, low), (high_key, high) in zip(steps, steps[1:], strict=False):
+        if low >= high:
+            raise ConfigError(f"{origin}: {low_key}: {low:g} is not allowed, it must be below {high_key} ({high:g})")
+    if config.server.keepalive <= 0:
+        raise ConfigError(
+            f"{origin}: server.keepalive: {config.server.keepalive:g} is not allowed, expected more than 0 s"
+        )
+    if config.server.max_body < 1024:
+        raise ConfigError(f"{origin}: server.max_body: {config.server.max_body} is not allowed, expected 1KiB or more")

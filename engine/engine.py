@@ -1,0 +1,38 @@
+"""What the worker asks of an engine: the MLX one, and the fake one of the tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from plimsoll.engine.protocol import ChatRequest, Event, ModelInfo
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, bytes done, bytes in all); 0 in all means not known."""
+
+
+class Engine(Protocol):
+    """One loaded model. All but ``prepare`` run on the worker's step thread, which owns every MLX object."""
+
+    def load(self, path: Path, progress: Progress) -> ModelInfo:
+        """Read the model's files at ``path``. Raises whatever is wrong; ``MemoryError`` where it does not fit."""
+
+    def prepare(self, request: ChatRequest) -> Any:
+        """Tokenise and check a request; runs on the reader thread. Raises ``plimsoll.errors.BadRequest``."""
+
+    def submit(self, request_id: str, prepared: Any) -> None:
+        """Let the request join the running batch."""
+
+    def cancel(self, request_id: str) -> None:
+        """Let it leave, in prefill or decode; ends with reason ``cancelled`` in the next step. Unknown ids are ignored."""
+
+    def busy(self) -> bool:
+        """Is there anything to step?"""
+
+    def step(self) -> list[Event]:
+        """One decode step for the whole batch, and at most one chunk of prefill."""
+
+    def trim(self) -> tuple[int, int]:
+        """Drop caches; bytes active and cached afterwards."""
+
+    def close(self) -> None:
+        """Synchronise and drop the model."""

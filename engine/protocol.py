@@ -1,0 +1,219 @@
+"""The worker protocol: length-prefixed MessagePack frames over one socket.
+
+A frame is a 4-byte big-endian length and one tagged ``msgspec`` struct. The front sends ``Command``s, the
+worker sends ``Event``s. A worker serves one model: the first command is ``LoadModel``, and ``Ready`` or
+``LoadError`` answers it. Every ``Generate`` is answered by any number of entries in ``Step.texts`` and by exactly
+one ending: an entry in ``Step.endings`` or a ``RequestError``.
+"""
+
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+_LENGTH = struct.Struct(">I")
+
+
+class _Frame(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Frames are arrays on the wire: new fields go last and get a default."""
+
+
+class ModelSource(msgspec.Struct, frozen=True):
+    """Where a model's files come from.
+
+    ``location`` is a folder of MLX files (``folder``), a file (``gguf``), a Hugging Face repo id (``repo``), a
+    package name (``builtin``) or the switches of the fake engine (``fake``).
+    """
+
+    name: str
+    kind: Literal["folder", "gguf", "repo", "builtin", "fake"]
+    location: str
+
+
+class EngineOptions(msgspec.Struct, frozen=True):
+    """How a worker runs its model; ``budget_bytes`` is what the front grants this load."""
+
+    cache_dir: str
+    budget_bytes: int
+    offline: bool = False
+    context: int | None = None
+    max_batch: int = 16
+    prefill_chunk: int | None = None
+    prompt_cache_bytes: int = 512 * 1024 * 1024
+    dequantize: Literal["auto", "always", "never"] = "auto"
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How the next token is chosen. ``temperature`` 0 is greedy; a ``seed`` makes the answer repeatable."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, msgspec.Meta(ge=0)] = 0
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    presence_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] = 1.0
+    seed: int | None = None
+
+
+class ChatRequest(msgspec.Struct, frozen=True):
+    """One answer to generate. ``max_tokens`` unset means up to the end of the context."""
+
+    messages: list[dict[str, Any]]
+    sampling: Sampling = Sampling()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one finished request; ``cached_tokens`` of the prompt came out of the prompt cache."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What a loaded model is; ``blas`` names the CPU's matrix library or is empty on a GPU."""
+
+    context: int
+    vocab_size: int
+    weights_bytes: int
+    device: str
+    dtype: str
+    blas: str = ""
+    load_s: float = 0.0
+
+
+# ---- commands: front to worker
+
+
+class LoadModel(_Frame, frozen=True):
+    source: ModelSource
+    options: EngineOptions
+
+
+class Generate(_Frame, frozen=True):
+    id: str
+    request: ChatRequest
+
+
+class CancelRequest(_Frame, frozen=True):
+    id: str
+
+
+class TrimCaches(_Frame, frozen=True):
+    """Give back what can be computed again: prompt caches, garbage, the allocator's cache."""
+
+
+class Shutdown(_Frame, frozen=True):
+    """Drop the model and exit; open requests are not answered any more."""
+
+
+Command = LoadModel | Generate | CancelRequest | TrimCaches | Shutdown
+
+# ---- events: worker to front
+
+
+class LoadProgress(_Frame, frozen=True):
+    """``stage`` is fetch, convert or read; ``total`` 0 means not known yet. Units: bytes."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class Ready(_Frame, frozen=True):
+    info: ModelInfo
+
+
+class LoadError(_Frame, frozen=True):
+    """The load failed and the worker exits. ``kind`` ``memory`` means it ran out of memory."""
+
+    kind: Literal["memory", "load"]
+    message: str
+
+
+class Step(_Frame, frozen=True):
+    """One decode step for the whole batch.
+
+    ``texts`` holds (request id, text, tokens so far); text may be empty while a character or a stop string is
+    incomplete. ``endings`` holds (request id, finish reason ``stop`` | ``length`` | ``cancelled``, usage).
+    """
+
+    texts: list[tuple[str, str, int]]
+    endings: list[tuple[str, str, Usage]] = []
+
+
+class PrefillProgress(_Frame, frozen=True):
+    id: str
+    done: int
+    total: int
+
+
+class RequestError(_Frame, frozen=True):
+    """One request can't be served; the others go on. ``code`` is a code of ``plimsoll.errors``."""
+
+    id: str
+    code: Literal["invalid_value", "context_length_exceeded", "internal_error"]
+    message: str
+    param: str | None = None
+
+
+class EngineError(_Frame, frozen=True):
+    """The engine raised: every open request has failed and the worker exits, for it may be poisoned."""
+
+    kind: Literal["memory", "engine"]
+    message: str
+
+
+class Trimmed(_Frame, frozen=True):
+    """The answer to ``TrimCaches``: bytes that MLX holds in arrays and in its cache, afterwards."""
+
+    active_bytes: int
+    cache_bytes: int
+
+
+Event = LoadProgress | Ready | LoadError | Step | PrefillProgress | RequestError | EngineError | Trimmed
+
+_encoder = msgspec.msgpack.Encoder()
+_commands = msgspec.msgpack.Decoder(Command)
+_events = msgspec.msgpack.Decoder(Event)
+
+
+class ProtocolError(Exception):
+    """The peer sent something that is no frame."""
+
+
+def encode(frame: Command | Event) -> bytes:
+    """One frame with its length."""
+    body = _encoder.encode(frame)
+    return _LENGTH.pack(len(body)) + body
+
+
+def read_commands(sock: socket.socket) -> Iterator[Command]:
+    """Commands until the peer closes. Raises ``ProtocolError`` for a malformed one."""
+    return _read(sock, _commands)
+
+
+def read_events(sock: socket.socket) -> Iterator[Event]:
+    """Events until the peer closes. Raises ``ProtocolError`` for a malformed one."""
+    return _read(sock, _events)
+
+
+def _read(sock: socket.socket, decoder: "msgspec.msgpack.Decoder[Any]") -> Iterator[Any]:
+    with sock.makefile("rb", buffering=1 << 16) as stream:
+        while len(head := stream.read(_LENGTH.size)) == _LENGTH.size:
+            (length,) = _LENGTH.unpack(head)
+            if length > MAX_FRAME_BYTES:
+                raise ProtocolError(f"a frame of {length} bytes is above the bound of {MAX_FRAME_BYTES}")
+            body = stream.read(length)
+            if len(body) < length:
+                return
+            try:
+                yield decoder.decode(body)
+            except msgspec.MsgspecError as error:
+                raise ProtocolError(f"malformed frame: {error}") from None

@@ -1,0 +1,105 @@
+"""Every error Plimsoll answers with: one tree, each with an HTTP status and a machine-readable code.
+
+PlimsollError
+├── ConfigError                 a key in config.yaml that can't be used (before anything starts)
+├── BadRequest            400   the caller can mend it; names the parameter
+│   ├── ContextTooLong    400   prompt longer than the model's context
+│   ├── UnknownModel      404
+│   └── BodyTooLarge      413
+├── QueueFull             429   the model's queue is at its bound; Retry-After
+├── Unavailable           503   try again later; Retry-After
+│   ├── LoadFailed              a model's files can't be fetched, converted or loaded
+│   ├── WorkerDied              the model's worker process ended while the request ran
+│   ├── ModelUnloaded           the model was unloaded while the request ran
+│   ├── InsufficientMemory      carries the memory figures
+│   └── ShuttingDown
+└── InternalError         500
+"""
+
+from typing import Any, ClassVar
+
+
+class PlimsollError(Exception):
+    """An error with a sentence for people and a code for programs.
+
+    ``message`` says what happened, with figures, and what to do. ``param`` names the request
+    parameter or config key at fault. ``retry_after_s`` is set where trying again can help.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.details = details or {}
+
+
+class ConfigError(PlimsollError):
+    code = "config_error"
+
+
+class BadRequest(PlimsollError):
+    status = 400
+    code = "invalid_value"
+    type = "invalid_request_error"
+
+
+class ContextTooLong(BadRequest):
+    code = "context_length_exceeded"
+
+
+class UnknownModel(BadRequest):
+    status = 404
+    code = "model_not_found"
+
+
+class BodyTooLarge(BadRequest):
+    status = 413
+    code = "body_too_large"
+
+
+class QueueFull(PlimsollError):
+    status = 429
+    code = "queue_full"
+    type = "rate_limit_error"
+
+
+class Unavailable(PlimsollError):
+    status = 503
+    code = "unavailable"
+
+
+class LoadFailed(Unavailable):
+    code = "load_failed"
+
+
+class WorkerDied(Unavailable):
+    code = "worker_died"
+
+
+class ModelUnloaded(Unavailable):
+    code = "model_unloaded"
+
+
+class InsufficientMemory(Unavailable):
+    code = "insufficient_memory"
+    type = "insufficient_memory"
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+
+
+class InternalError(PlimsollError):
+    pass
