@@ -1,0 +1,371 @@
+"""The ModelActor: owns one model by owning its worker process, from the first request to the last byte given back.
+
+COLD --request--> LOADING --Ready--> READY <-> BUSY
+READY/BUSY --Unload, critical, idle--> DRAINING --idle or deadline--> STOPPING --exit--> STOPPED
+LOADING/READY/BUSY --worker died--> BACKOFF --timer--> LOADING, or FAILED after 3 deaths in 60 s
+any --emergency--> STOPPING at once
+"""
+
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import pykka
+
+from plimsoll.actors import messages as m
+from plimsoll.actors.exits import LOAD_COOL_DOWN_S, DeathLog, explain
+from plimsoll.actors.messages import State
+from plimsoll.actors.requests import Requests
+from plimsoll.actors.timers import Timer, Timers
+from plimsoll.actors.worker_life import Escalate, WorkerLife
+from plimsoll.engine import protocol as p
+from plimsoll.engine.process import SpawnWorker
+from plimsoll.errors import (
+    BadRequest,
+    ContextTooLong,
+    InsufficientMemory,
+    InternalError,
+    LoadFailed,
+    ModelUnloaded,
+    PlimsollError,
+    QueueFull,
+)
+from plimsoll.memory.report import out_of_memory
+
+log = logging.getLogger("plimsoll.model")
+
+_LEAVING = frozenset({State.DRAINING, State.STOPPING, State.STOPPED})
+_SERVING = frozenset({State.READY, State.BUSY})
+
+
+class ModelSettings(msgspec.Struct, frozen=True):
+    """What one ModelActor has to know of the configuration; times in seconds."""
+
+    source: p.ModelSource
+    options: p.EngineOptions
+    pin: bool = False
+    idle_ttl_s: float | None = None
+    queue: int = 64
+    critical_grace_s: float = 10.0
+    stop_grace_s: float = 2.0
+
+
+class IdleCheck(m.Message, frozen=True):
+    """Timer: the idle TTL may have passed."""
+
+
+class DrainDeadline(m.Message, frozen=True):
+    """Timer: running answers have had their grace."""
+
+
+class BackoffOver(m.Message, frozen=True):
+    """Timer: try to load again."""
+
+
+class ModelActor(pykka.ThreadingActor):
+    """One life of one model. After STOPPED it loads nothing more; the Supervisor starts a fresh one."""
+
+    use_daemon_thread = True
+
+    def __init__(self, settings: ModelSettings, supervisor: m.Ref, spawn: SpawnWorker, timers: Timers) -> None:
+        super().__init__()
+        self._settings = settings
+        self._name = settings.source.name
+        self._supervisor = supervisor
+        self._timers = timers
+        self._worker = WorkerLife(self._name, self.actor_ref, spawn, timers, settings.stop_grace_s)
+        # Running answers and waiting requests share one bound: the batch in front of the queue is part of it.
+        self._requests = Requests(settings.queue + settings.options.max_batch)
+        self._state = State.COLD
+        self._progress = m.Waiting("queue")
+        self._info: p.ModelInfo | None = None
+        self._last_used = timers.now()
+        self._deaths = DeathLog()
+        self._last_words: p.LoadError | p.EngineError | None = None
+        self._failure: PlimsollError | None = None
+        self._retry_at = 0.0
+        self._leave_reason = ""
+        self._leave_error: PlimsollError = ModelUnloaded(f"{self._name} was unloaded; ask again to load it")
+        self._drain_timer: Timer | None = None
+        self._idle_timer: Timer | None = None
+        self._published: m.ModelStatus | None = None
+        self._handlers: dict[type, Callable[[Any], object]] = {
+            m.FromWorker: self._on_event,
+            m.Chat: self._on_chat,
+            m.Cancel: self._on_cancel,
+            m.WorkerExited: self._on_exit,
+            m.Warm: self._on_load_wanted,
+            BackoffOver: self._on_load_wanted,
+            m.Load: self._on_load,
+            m.RefuseLoad: self._on_load_refused,
+            m.Unload: self._on_unload,
+            m.MemoryNormal: lambda _: None,
+            m.MemoryWarning: lambda _: self._worker.send(p.TrimCaches()),
+            m.MemoryCritical: self._on_critical,
+            m.MemoryEmergency: self._on_emergency,
+            DrainDeadline: self._on_drain_deadline,
+            Escalate: self._worker.escalate,
+            IdleCheck: self._on_idle_check,
+        }
+
+    def on_receive(self, message: Any) -> None:
+        self._handlers[type(message)](message)
+        self._publish()
+
+    def on_failure(
+        self, _type: type[BaseException] | None, value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        """A bug in here costs this model's requests and worker, and nothing else."""
+        self._worker.kill()
+        error = InternalError(f"the actor of {self._name} failed; the next request starts a new one")
+        self._requests.fail_all(error)
+        # pykka drops what is left in a dead actor's mailbox; a request there must still get its ending.
+        while not self.actor_inbox.empty():
+            if isinstance(message := self.actor_inbox.get().message, m.Chat):
+                message.reply.send(m.Failed(error))
+        m.tell(self._supervisor, m.ChildStopped(self._name, f"actor failed: {value!r}", self.actor_urn))
+
+    def on_stop(self) -> None:
+        self._worker.kill()
+        self._requests.fail_all(self._leave_error)
+
+    # ---- requests
+
+    def _on_chat(self, chat: m.Chat) -> None:
+        now = self._timers.now()
+        if self._state in _LEAVING:
+            if not m.tell(self._supervisor, m.Handback(chat)):
+                chat.reply.send(m.Failed(self._leave_error))
+        elif self._failure and self._state == State.FAILED and now < self._retry_at:
+            self._failure.retry_after_s = max(1.0, self._retry_at - now)
+            chat.reply.send(m.Failed(self._failure))
+        elif not self._requests.has_room():
+            count = self._requests.waiting + self._requests.running
+            text = f"{self._name} has {count} requests already; try again shortly or raise models.queue"
+            chat.reply.send(m.Failed(QueueFull(text, retry_after_s=1.0)))
+        else:
+            self._last_used = now
+            self._requests.add(chat)
+            if self._state in _SERVING:
+                self._start_requests()
+            else:
+                self._request_load()
+                chat.reply.send(self._progress)
+
+    def _on_cancel(self, message: m.Cancel) -> None:
+        if self._requests.cancel(message.id):
+            self._worker.send(p.CancelRequest(message.id))
+
+    def _start_requests(self) -> None:
+        for chat in self._requests.start():
+            self._worker.send(p.Generate(chat.id, chat.request))
+        self._settle()
+
+    def _settle(self) -> None:
+        """READY or BUSY by what runs; a draining model that has become idle stops."""
+        if self._state in _SERVING:
+            self._state = State.BUSY if self._requests.running else State.READY
+        elif self._state == State.DRAINING and not self._requests.running:
+            self._stop_worker()
+
+    # ---- loading
+
+    def _on_load_wanted(self, _: m.Warm | BackoffOver) -> None:
+        self._request_load()
+
+    def _request_load(self) -> None:
+        if self._state in (State.COLD, State.FAILED, State.BACKOFF):
+            self._state = State.LOADING
+            self._failure = None
+            self._progress = m.Waiting("queue")
+            m.tell(self._supervisor, m.LoadRequested(self._name))
+
+    def _on_load(self, message: m.Load) -> None:
+        if self._state != State.LOADING or self._worker.pid is not None:
+            return
+        self._last_words = self._info = None
+        options = msgspec.structs.replace(self._settings.options, budget_bytes=message.budget_bytes)
+        try:
+            self._worker.start(p.LoadModel(self._settings.source, options))
+        except OSError as error:
+            self._fail(LoadFailed(f"no worker process can be started for {self._name}: {error}"))
+
+    def _on_load_refused(self, message: m.RefuseLoad) -> None:
+        if self._state == State.LOADING and self._worker.pid is None:
+            self._requests.fail_all(message.error)
+            self._failure = message.error
+            self._state = State.COLD
+
+    # ---- what the worker says
+
+    def _on_event(self, message: m.FromWorker) -> None:
+        if not self._worker.is_current(message.generation):
+            return
+        match event := message.event:
+            case p.Step():
+                self._requests.deliver(event)
+                if event.endings:
+                    self._last_used = self._timers.now()
+                    self._settle()
+            case p.PrefillProgress():
+                self._requests.progress(m.Waiting("prefill", event.done, event.total), event.id)
+            case p.LoadProgress():
+                self._progress = m.Waiting(event.stage, event.done, event.total)
+                self._requests.progress(self._progress)
+            case p.Ready():
+                self._on_ready(event.info)
+            case p.RequestError():
+                self._requests.fail(event.id, _request_error(event))
+                self._settle()
+            case p.LoadError():
+                self._last_words = event
+            case p.EngineError():
+                self._last_words = event
+                # It should exit by itself, but a poisoned engine is not trusted with that.
+                self._worker.kill()
+
+    def _on_ready(self, info: p.ModelInfo) -> None:
+        if self._state != State.LOADING:
+            return
+        self._info = info
+        self._state = State.READY
+        self._last_used = self._timers.now()
+        self._arm_idle_check(self._settings.idle_ttl_s)
+        megabytes = info.weights_bytes / 1e6
+        log.info("model %s loaded in %.1f s: %.0f MB on %s", self._name, info.load_s, megabytes, info.device)
+        self._start_requests()
+
+    def _on_exit(self, message: m.WorkerExited) -> None:
+        if not self._worker.is_current(message.generation):
+            return
+        self._worker.ended()
+        if self._state in _LEAVING:
+            self._requests.fail_all(self._leave_error)
+            self._stopped()
+            return
+        loading = self._state == State.LOADING
+        self._info = None
+        error = explain(self._name, loading=loading, code=message.code, last_words=self._last_words)
+        log.warning("%s", error.message)
+        out_of_memory = isinstance(error, InsufficientMemory)
+        if out_of_memory:
+            self._requests.requeue_untouched()
+        self._requests.fail_running(error)
+        self._deaths.record(self._timers.now())
+        if self._deaths.too_many or isinstance(error, LoadFailed) or (out_of_memory and loading):
+            self._fail(error)
+        elif self._requests.waiting or self._settings.pin:
+            self._state = State.BACKOFF
+            self._timers.tell_later(self._deaths.backoff_s, self.actor_ref, BackoffOver())
+        else:
+            self._failure = error
+            self._state = State.COLD
+
+    def _fail(self, error: PlimsollError) -> None:
+        """Give up for a while: waiters get the reason, and until the cool-down is over so does who comes next."""
+        self._requests.fail_all(error)
+        self._failure = error
+        self._retry_at = self._timers.now() + LOAD_COOL_DOWN_S
+        self._state = State.FAILED
+        if self._settings.pin:
+            self._timers.tell_later(LOAD_COOL_DOWN_S, self.actor_ref, BackoffOver())
+
+    # ---- leaving
+
+    def _on_unload(self, message: m.Unload) -> None:
+        if message.if_idle and (self._requests.running or self._requests.waiting):
+            return
+        text = f"{self._name} was unloaded ({message.reason}); ask again to load it"
+        self._leave(message.reason, ModelUnloaded(text, retry_after_s=1.0), message.grace_s)
+
+    def _on_critical(self, message: m.MemoryCritical) -> None:
+        error = out_of_memory(message.sample, f"{self._name} is unloaded because memory is critically full")
+        self._leave("critical", error, self._settings.critical_grace_s)
+
+    def _on_emergency(self, message: m.MemoryEmergency) -> None:
+        error = out_of_memory(message.sample, f"{self._name} was stopped because memory is almost exhausted")
+        self._leave("emergency", error, 0.0)
+
+    def _leave(self, reason: str, error: PlimsollError, grace_s: float) -> None:
+        """Take no more requests; running ones get ``grace_s``, then end with ``error``."""
+        if self._state == State.STOPPED:
+            return
+        self._leave_reason, self._leave_error = reason, error
+        if self._state == State.STOPPING:
+            if reason == "emergency":
+                self._worker.stop(hard=True)
+        elif self._requests.running and grace_s > 0:
+            self._state = State.DRAINING
+            if self._drain_timer:
+                self._drain_timer.cancel()
+            self._drain_timer = self._timers.tell_later(grace_s, self.actor_ref, DrainDeadline())
+        else:
+            self._stop_worker()
+
+    def _on_drain_deadline(self, _: DrainDeadline) -> None:
+        if self._state == State.DRAINING:
+            self._stop_worker()
+
+    def _stop_worker(self) -> None:
+        self._requests.fail_all(self._leave_error)
+        self._state = State.STOPPING
+        # A worker that still loads does not listen to commands.
+        hard = self._leave_reason == "emergency" or self._info is None
+        if not self._worker.stop(hard=hard):
+            self._stopped()
+
+    def _stopped(self) -> None:
+        if self._info:
+            log.info("🗑️ model %s unloaded from memory (%s)", self._name, self._leave_reason)
+        self._state = State.STOPPED
+        self._publish()
+        m.tell(self._supervisor, m.ChildStopped(self._name, self._leave_reason, self.actor_urn))
+
+    # ---- idleness
+
+    def _arm_idle_check(self, delay_s: float | None) -> None:
+        if self._idle_timer:
+            self._idle_timer.cancel()
+        if delay_s is not None and not self._settings.pin:
+            self._idle_timer = self._timers.tell_later(delay_s, self.actor_ref, IdleCheck())
+
+    def _on_idle_check(self, _: IdleCheck) -> None:
+        ttl_s = self._settings.idle_ttl_s
+        if ttl_s is None or self._state not in _SERVING:
+            return
+        left_s = ttl_s - (self._timers.now() - self._last_used)
+        if self._state == State.READY and left_s <= 0:
+            self._leave("idle", self._leave_error, 0.0)
+        else:
+            # One timer for a whole life: it is set again for what is left, not at every request.
+            self._arm_idle_check(left_s if left_s > 0 else ttl_s)
+
+    # ---- what others see
+
+    def _publish(self) -> None:
+        loading = self._state == State.LOADING
+        status = m.ModelStatus(
+            self._name,
+            self._state,
+            active=self._requests.running,
+            queued=self._requests.waiting,
+            pinned=self._settings.pin,
+            pid=self._worker.pid,
+            last_used=self._last_used,
+            idle_ttl_s=None if self._settings.pin else self._settings.idle_ttl_s,
+            stage=self._progress.stage if loading else "",
+            done_bytes=self._progress.done if loading else 0,
+            total_bytes=self._progress.total if loading else 0,
+            info=self._info,
+            error=self._failure.message if self._failure else "",
+        )
+        if status != self._published:
+            self._published = status
+            m.tell(self._supervisor, m.StateChanged(status))
+
+
+def _request_error(event: p.RequestError) -> PlimsollError:
+    kinds = {"invalid_value": BadRequest, "context_length_exceeded": ContextTooLong}
+    return kinds.get(event.code, InternalError)(event.message, param=event.param)

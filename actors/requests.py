@@ -1,0 +1,103 @@
+"""The requests of one model: those that wait for it and those its worker runs; each gets exactly one ending."""
+
+from collections import deque
+from collections.abc import Iterable
+
+from plimsoll.actors.messages import Chat, Delta, Failed, Finished, Waiting
+from plimsoll.engine.protocol import Step, Usage
+from plimsoll.errors import PlimsollError
+
+
+class _Running:
+    __slots__ = ("chat", "tokens")
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+        self.tokens = 0
+
+
+class Requests:
+    """Bookkeeping without I/O but for the replies; owned by one ModelActor."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiting: deque[Chat] = deque()
+        self._running: dict[str, _Running] = {}
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def has_room(self) -> bool:
+        """Whether one more request may be taken."""
+        return len(self._waiting) + len(self._running) < self._limit
+
+    def add(self, chat: Chat) -> None:
+        """``chat`` waits its turn."""
+        self._waiting.append(chat)
+
+    def start(self) -> Iterable[Chat]:
+        """Everything that waits becomes running, in order."""
+        while self._waiting:
+            chat = self._waiting.popleft()
+            self._running[chat.id] = _Running(chat)
+            yield chat
+
+    def deliver(self, step: Step) -> None:
+        """Text and endings of one decode step; ids that have already ended are ignored."""
+        for request_id, text, tokens in step.texts:
+            if running := self._running.get(request_id):
+                running.tokens = tokens
+                if text:
+                    running.chat.reply.send(Delta(text, tokens))
+        for request_id, reason, usage in step.endings:
+            if running := self._running.pop(request_id, None):
+                running.chat.reply.send(Finished(reason, usage))
+
+    def cancel(self, request_id: str) -> bool:
+        """End a waiting request; True when it runs instead, so that the worker has to be told."""
+        if request_id in self._running:
+            return True
+        for chat in self._waiting:
+            if chat.id == request_id:
+                self._waiting.remove(chat)
+                chat.reply.send(Finished("cancelled", Usage()))
+                break
+        return False
+
+    def progress(self, item: Waiting, request_id: str | None = None) -> None:
+        """Tell one running request, or all waiting ones, how far things are."""
+        if request_id is None:
+            for chat in self._waiting:
+                chat.reply.send(item)
+        elif running := self._running.get(request_id):
+            running.chat.reply.send(item)
+
+    def fail(self, request_id: str, error: PlimsollError) -> None:
+        """End one running request with ``error``."""
+        if running := self._running.pop(request_id, None):
+            running.chat.reply.send(Failed(error))
+
+    def fail_running(self, error: PlimsollError) -> None:
+        """End every running request with ``error``."""
+        while self._running:
+            _, running = self._running.popitem()
+            running.chat.reply.send(Failed(error))
+
+    def fail_all(self, error: PlimsollError) -> None:
+        """End every request with ``error``."""
+        self.fail_running(error)
+        while self._waiting:
+            self._waiting.popleft().reply.send(Failed(error))
+
+    def requeue_untouched(self) -> int:
+        """Running requests that have no token yet and were never retried wait again; how many those were."""
+        again = [one.chat for one in self._running.values() if one.tokens == 0 and not one.chat.retried]
+        for chat in reversed(again):
+            del self._running[chat.id]
+            self._waiting.appendleft(Chat(chat.id, chat.model, chat.request, chat.reply, retried=True))
+        return len(again)

@@ -1,0 +1,119 @@
+"""The Watchdog: samples memory on a thread of its own and broadcasts every change of level."""
+
+import logging
+import threading
+from typing import Any
+
+import pykka
+
+from plimsoll.actors import messages as m
+from plimsoll.memory.levels import Level, LevelState, Thresholds, advance, next_interval_s
+from plimsoll.memory.sources import Sample, Sampler
+
+log = logging.getLogger("plimsoll.memory")
+
+_EVENTS: dict[Level, type[m.MemoryEvent]] = {
+    Level.NORMAL: m.MemoryNormal,
+    Level.WARNING: m.MemoryWarning,
+    Level.CRITICAL: m.MemoryCritical,
+    Level.EMERGENCY: m.MemoryEmergency,
+}
+_RETRY_S = 1.0
+
+
+class _Taken(m.Message, frozen=True):
+    """From the sampling thread: one sample, or why there is none."""
+
+    sample: Sample | None
+    error: str = ""
+
+
+class Watchdog(pykka.ThreadingActor):
+    """Owns the level. Every sample goes to the Supervisor, every change of level to all subscribers."""
+
+    use_daemon_thread = True
+
+    def __init__(self, sampler: Sampler, thresholds: Thresholds) -> None:
+        super().__init__()
+        self._sampler = sampler
+        self._thresholds = thresholds
+        self._state = LevelState()
+        self._failing = False
+        self._latest: Sample | None = None
+        self._reader: m.Ref | None = None
+        self._subscribers: list[m.Ref] = []
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._sample_forever, name="memory-sampler", daemon=True)
+
+    def on_start(self) -> None:
+        self._thread.start()
+
+    def on_stop(self) -> None:
+        self._stopping.set()
+
+    def on_receive(self, message: Any) -> None:
+        match message:
+            case _Taken():
+                if message.sample is None:
+                    self._note_failure(message.error)
+                else:
+                    self._on_sample(message.sample)
+            case m.Subscribe():
+                self._subscribe(message)
+            case _:
+                super().on_receive(message)
+
+    def _subscribe(self, message: m.Subscribe) -> None:
+        self._subscribers = [ref for ref in self._subscribers if ref.is_alive()]
+        self._subscribers.append(message.ref)
+        if message.every_sample:
+            self._reader = message.ref
+            if self._latest:
+                m.tell(self._reader, m.Sampled(self._latest, self._state.level))
+
+    def _sample_forever(self) -> None:
+        """The thread: nothing here may raise, wait for an actor, or depend on what the level is."""
+        wait_s = 0.0
+        while not self._stopping.wait(wait_s):
+            try:
+                sample = self._sampler()
+                wait_s = next_interval_s(sample, self._thresholds)
+                taken = _Taken(sample)
+            except Exception as error:  # noqa: BLE001 - whatever a reader raises, sampling goes on
+                wait_s, taken = _RETRY_S, _Taken(None, f"{type(error).__name__}: {error}")
+            if not m.tell(self.actor_ref, taken):
+                return
+
+    def _on_sample(self, sample: Sample) -> None:
+        self._failing = False
+        self._latest = sample
+        before = self._state.level
+        self._state = advance(self._state, sample, self._thresholds)
+        level = self._state.level
+        if self._reader:
+            m.tell(self._reader, m.Sampled(sample, level))
+        if level != before:
+            _announce(level, before, sample)
+            event = _EVENTS[level](sample)
+            self._subscribers = [ref for ref in self._subscribers if m.tell(ref, event)]
+
+    def _note_failure(self, error: str) -> None:
+        if not self._failing:
+            log.error("memory can't be read: %s; sampling goes on", error)
+        self._failing = True
+        if self._reader:
+            m.tell(self._reader, m.Sampled(None, self._state.level))
+
+
+def _announce(level: Level, before: Level, sample: Sample) -> None:
+    used = f"{sample.used_percent:.1f}%"
+    if level == Level.NORMAL:
+        log.info("✅ memory use is normal again: %s", used)
+    elif level < before:
+        log.info("memory use has fallen to %s: level %s", used, level.name.lower())
+    elif level == Level.WARNING:
+        log.warning("⚠️ high memory use: %s", used)
+    elif level == Level.CRITICAL:
+        log.warning("🚨 critical memory shortage: %s", used)
+    else:
+        log.error("🚨 memory emergency: %s, all models are stopped now", used)

@@ -1,0 +1,91 @@
+"""The lives of one model's worker process: generations, and the way from a request to stop to a kill."""
+
+import logging
+from typing import Any
+
+from plimsoll.actors.messages import FromWorker, Message, Ref, WorkerExited, tell
+from plimsoll.actors.timers import Timers
+from plimsoll.engine.process import SpawnWorker, Worker
+from plimsoll.engine.protocol import Command, LoadModel, Shutdown
+
+log = logging.getLogger("plimsoll.model")
+
+# How long an orderly Shutdown may take before the worker gets SIGTERM.
+_SHUTDOWN_S = 1.0
+
+
+class Escalate(Message, frozen=True):
+    """Timer: the worker of this generation was told to stop a while ago."""
+
+    generation: int
+    kill: bool
+
+
+class WorkerLife:
+    """At most one worker at a time; owned by one ModelActor, whose mailbox hears of its events and its exit."""
+
+    def __init__(self, name: str, owner: Ref, spawn: SpawnWorker, timers: Timers, stop_grace_s: float) -> None:
+        self._name = name
+        self._owner = owner
+        self._spawn = spawn
+        self._timers = timers
+        self._stop_grace_s = stop_grace_s
+        self._generation = 0
+        self._worker: Worker | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._worker.pid if self._worker else None
+
+    def start(self, load: LoadModel) -> None:
+        """Start the next generation and have it load. Raises ``OSError`` when no process can be made."""
+        self._generation += 1
+        generation, owner = self._generation, self._owner
+        self._worker = self._spawn(
+            lambda event: tell(owner, FromWorker(generation, event)),
+            lambda code: tell(owner, WorkerExited(generation, code)),
+        )
+        self._worker.send(load)
+
+    def is_current(self, generation: int) -> bool:
+        """Whether what this generation says still matters."""
+        return self._worker is not None and generation == self._generation
+
+    def send(self, command: Command) -> None:
+        if self._worker:
+            self._worker.send(command)
+
+    def stop(self, *, hard: bool) -> bool:
+        """End it: orderly, then by SIGTERM, then by SIGKILL; ``hard`` skips the orderly part. False: none is there."""
+        if self._worker is None:
+            return False
+        if hard:
+            self._worker.terminate()
+        else:
+            self._worker.send(Shutdown())
+        self._escalate_in(self._stop_grace_s if hard else _SHUTDOWN_S, kill=hard)
+        return True
+
+    def escalate(self, step: Escalate) -> None:
+        """It is still there."""
+        if self._worker is None or step.generation != self._generation:
+            return
+        if step.kill:
+            log.warning("the worker of %s (pid %d) ignored SIGTERM and is killed", self._name, self._worker.pid)
+            self._worker.kill()
+        else:
+            self._worker.terminate()
+            self._escalate_in(self._stop_grace_s, kill=True)
+
+    def kill(self) -> None:
+        """SIGKILL; the exit is still told."""
+        if self._worker:
+            self._worker.kill()
+
+    def ended(self) -> None:
+        """Its exit was told."""
+        self._worker = None
+
+    def _escalate_in(self, delay_s: float, *, kill: bool) -> None:
+        message: Any = Escalate(self._generation, kill)
+        self._timers.tell_later(delay_s, self._owner, message)

@@ -1,0 +1,168 @@
+"""A scriptable engine without MLX, for tests of everything around it and for measuring the front end.
+
+Its switches stand in the model's source: ``fake:load_s=0.2,hold=64MiB,tokens_per_s=50,crash_at=5``.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from plimsoll.engine.engine import Progress
+from plimsoll.engine.protocol import ChatRequest, Event, ModelInfo, PrefillProgress, Step, Usage
+from plimsoll.errors import BadRequest, ContextTooLong
+
+_LOAD_STEPS = 10
+
+
+class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the fake engine does. ``*_at`` counts generated tokens over all requests; 0 is never.
+
+    ``hold`` bytes are really allocated and touched; ``grow`` bytes more with every token. ``crash_at`` kills the
+    process with ``crash_signal``, ``raise_at`` raises MemoryError, ``hang_at`` stops stepping. ``answer`` is repeated
+    word by word up to ``length`` tokens; without it the last message is echoed.
+    """
+
+    load_s: float = 0.0
+    hold: int = 0
+    grow: int = 0
+    prefill_s: float = 0.0
+    tokens_per_s: float = 0.0
+    context: int = 4096
+    length: int = 8
+    answer: str = ""
+    crash_at: int = 0
+    crash_signal: int = signal.SIGKILL
+    raise_at: int = 0
+    hang_at: int = 0
+    fail_load: str = ""
+    load_memory_error: bool = False
+    crash_in_load: bool = False
+    ignore_sigterm: bool = False
+    slow_close_s: float = 0.0
+
+
+def parse(text: str) -> Switches:
+    """Switches from ``key=value,key=value``. Raises ``ValueError`` for a bad one."""
+    pairs = dict(part.split("=", 1) for part in text.split(",") if part)
+    for key in ("hold", "grow"):
+        if pairs.get(key, "").endswith("MiB"):
+            pairs[key] = str(int(pairs[key].removesuffix("MiB")) << 20)
+    try:
+        return msgspec.convert(pairs, Switches, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"fake:{text}: {error}") from None
+
+
+class _Request:
+    def __init__(self, prompt_tokens: int, words: list[str], limit: int, reason: str) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.words = words
+        self.limit = limit
+        self.reason = reason
+        self.sent = 0
+        self.cancelled = False
+        self.ready_at = 0.0
+
+
+class FakeEngine:
+    """An ``Engine`` that says what its switches tell it to."""
+
+    def __init__(self, switches: str) -> None:
+        self._switches = parse(switches)
+        self._held: list[bytearray] = []
+        self._open: dict[str, _Request] = {}
+        self._tokens = 0
+
+    def load(self, path: Path, progress: Progress) -> ModelInfo:  # noqa: ARG002 - there are no files
+        switches = self._switches
+        if switches.ignore_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for step in range(_LOAD_STEPS):
+            time.sleep(switches.load_s / _LOAD_STEPS)
+            self._held.append(_touched(switches.hold // _LOAD_STEPS))
+            progress("read", switches.hold * (step + 1) // _LOAD_STEPS, switches.hold)
+        if switches.fail_load:
+            raise ValueError(switches.fail_load)
+        if switches.load_memory_error:
+            raise MemoryError("the fake model does not fit")
+        if switches.crash_in_load:
+            os.kill(os.getpid(), switches.crash_signal)
+        return ModelInfo(switches.context, 1000, switches.hold, "cpu", "float32", "none", switches.load_s)
+
+    def prepare(self, request: ChatRequest) -> Any:
+        switches = self._switches
+        said = str(request.messages[-1].get("content", ""))
+        if said == "raise BadRequest":
+            raise BadRequest("the template refuses this", param="messages")
+        prompt_tokens = sum(len(str(message.get("content", "")).split()) for message in request.messages)
+        if prompt_tokens >= switches.context:
+            raise ContextTooLong(f"the prompt has {prompt_tokens} tokens, the context {switches.context}")
+        words = (switches.answer or said).split() or ["."]
+        wanted = switches.length if switches.answer else len(words)
+        room = switches.context - prompt_tokens
+        limit = min(wanted, request.max_tokens or room, room)
+        return _Request(prompt_tokens, words, limit, "stop" if limit == wanted else "length")
+
+    def submit(self, request_id: str, prepared: _Request) -> None:
+        prepared.ready_at = time.monotonic() + self._switches.prefill_s
+        self._open[request_id] = prepared
+
+    def cancel(self, request_id: str) -> None:
+        if request := self._open.get(request_id):
+            request.cancelled = True
+
+    def busy(self) -> bool:
+        return bool(self._open)
+
+    def step(self) -> list[Event]:
+        switches = self._switches
+        if switches.tokens_per_s:
+            time.sleep(1 / switches.tokens_per_s)
+        now = time.monotonic()
+        prefilling = [one for one, request in self._open.items() if request.ready_at > now and not request.cancelled]
+        texts, endings = [], []
+        for request_id, request in list(self._open.items()):
+            if request_id in prefilling:
+                continue
+            if not request.cancelled:
+                self._one_token()
+                word = request.words[request.sent % len(request.words)]
+                texts.append((request_id, word if request.sent == 0 else f" {word}", request.sent + 1))
+                request.sent += 1
+            if request.cancelled or request.sent >= request.limit:
+                del self._open[request_id]
+                reason = "cancelled" if request.cancelled else request.reason
+                endings.append((request_id, reason, Usage(request.prompt_tokens, request.sent)))
+        if prefilling and not texts:
+            time.sleep(0.001)
+        return [Step(texts, endings), *(PrefillProgress(one, 0, self._open[one].prompt_tokens) for one in prefilling)]
+
+    def trim(self) -> tuple[int, int]:
+        return self._switches.hold, 0
+
+    def close(self) -> None:
+        time.sleep(self._switches.slow_close_s)
+        self._held.clear()
+
+    def _one_token(self) -> None:
+        switches = self._switches
+        self._tokens += 1
+        if switches.grow:
+            self._held.append(_touched(switches.grow))
+        if self._tokens == switches.crash_at:
+            os.kill(os.getpid(), switches.crash_signal)
+        if self._tokens == switches.raise_at:
+            raise MemoryError("the fake model ran out of memory")
+        if self._tokens == switches.hang_at:
+            time.sleep(3600)
+
+
+def _touched(size: int) -> bytearray:
+    """``size`` bytes that are really resident: every page is written."""
+    block = bytearray(size)
+    block[::4096] = b"x" * len(range(0, size, 4096))
+    return block

@@ -1,0 +1,111 @@
+"""The front's handle on a worker process: start it, send it commands, hear its events and its end."""
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from plimsoll.engine.protocol import Command, Event, ProtocolError, encode, read_events
+
+# A worker that has closed its socket is exiting; one that hangs on the way out is not waited for.
+_EXIT_AFTER_CLOSE_S = 15.0
+
+OnEvent = Callable[[Event], object]
+OnExit = Callable[[int], object]
+
+
+class Worker(Protocol):
+    """What a ModelActor needs of its worker process. Nothing here blocks."""
+
+    pid: int
+
+    def send(self, command: Command) -> None:
+        """Hand over a command; silently dropped when the worker is gone, for its exit is told anyway."""
+
+    def terminate(self) -> None:
+        """SIGTERM to the worker and what it started."""
+
+    def kill(self) -> None:
+        """SIGKILL to the worker and what it started."""
+
+
+SpawnWorker = Callable[[OnEvent, OnExit], Worker]
+
+
+class WorkerProcess:
+    """A child process with one socket.
+
+    Two threads serve it: a reader (events, then the exit code, each exactly once and in this order) and a writer,
+    so that a worker that has stopped reading can't block the actor that talks to it.
+    """
+
+    def __init__(self, on_event: OnEvent, on_exit: OnExit, environment: Mapping[str, str] | None = None) -> None:
+        """Start the worker. Raises ``OSError`` when no process can be made."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - our own module, no shell
+                    # -P: a file in the current folder must not shadow a module of the worker
+                    [sys.executable, "-P", "-m", "plimsoll.engine.worker", str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, **(environment or {})},
+                    # A group of its own: Ctrl-C in the terminal is for the front, which then stops its workers.
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        self.pid = self._process.pid
+        self._socket = ours
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, args=(on_event, on_exit), name=f"read-{self.pid}", daemon=True).start()
+        threading.Thread(target=self._write, name=f"write-{self.pid}", daemon=True).start()
+
+    def send(self, command: Command) -> None:
+        self._outbox.put(encode(command))
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Until it is reaped the pid can't be another's; poll() would reap and race with the reader's wait().
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def _read(self, on_event: OnEvent, on_exit: OnExit) -> None:
+        try:
+            for event in read_events(self._socket):
+                on_event(event)
+        except (ProtocolError, OSError):
+            # Garbage on the socket: the worker can't be trusted with the next request.
+            self.kill()
+        finally:
+            code = self._reap()
+            self._outbox.put(None)
+            on_exit(code)
+
+    def _reap(self) -> int:
+        try:
+            return self._process.wait(_EXIT_AFTER_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._process.wait()
+
+    def _write(self) -> None:
+        with self._socket:
+            while (frame := self._outbox.get()) is not None:
+                try:
+                    self._socket.sendall(frame)
+                except OSError:
+                    return

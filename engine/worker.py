@@ -1,0 +1,206 @@
+"""The child process that owns one model: ``python -m plimsoll.engine.worker FD``.
+
+Two threads. The reader parses commands and tokenises. The main thread is the step thread: it owns every MLX object,
+runs the batch and is the only one that writes to the socket. The process ends when the socket closes, so no worker
+outlives the front.
+"""
+
+import contextlib
+import gc
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+from plimsoll.engine.engine import Engine
+from plimsoll.engine.protocol import (
+    CancelRequest,
+    Command,
+    EngineError,
+    Event,
+    Generate,
+    LoadError,
+    LoadModel,
+    LoadProgress,
+    ProtocolError,
+    Ready,
+    RequestError,
+    Shutdown,
+    Step,
+    TrimCaches,
+    Trimmed,
+    encode,
+    read_commands,
+)
+from plimsoll.errors import BadRequest, ContextTooLong
+
+# The kernel's OOM killer takes the process with the highest score: a worker, never the front.
+_OOM_SCORE_ADJ = "800"
+
+_OUT_OF_MEMORY = (
+    "[malloc] Unable to allocate",
+    "[metal::malloc]",
+    "Insufficient Memory",
+    "kIOGPUCommandBufferCallbackErrorOutOfMemory",
+    "out of memory",
+)
+
+
+class _Prepared:
+    """A tokenised request on its way from the reader to the step thread."""
+
+    def __init__(self, request_id: str, prompt: Any) -> None:
+        self.id = request_id
+        self.prompt = prompt
+
+
+_Job = Command | RequestError | _Prepared
+
+
+def main() -> None:
+    """Serve one model on the socket whose descriptor is the only argument."""
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    # A stray print of any library must not end up in the user's terminal as an answer would.
+    os.dup2(2, 1)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)
+    Worker(sock).run()
+    # Not sys.exit: tearing down an interpreter with MLX in it takes time, and the kernel frees it all the same.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+class Worker:
+    """One connection, one engine."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._engine: Engine | None = None
+        self._loaded = threading.Event()
+
+    def run(self) -> None:
+        """Load, then step until told to stop; every failure is told to the front before the process ends."""
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        # Where a hard end is clean (Linux), SIGTERM keeps its default and is instant. Metal wants an orderly one.
+        if sys.platform == "darwin":
+            signal.signal(signal.SIGTERM, lambda *_: self._jobs.put(Shutdown()))
+        load = self._jobs.get()
+        if not isinstance(load, LoadModel):
+            return
+        try:
+            self._load(load)
+        except Exception as error:  # noqa: BLE001 - whatever a model's files make a library raise
+            self._send(LoadError("memory" if _is_out_of_memory(error) else "load", describe(error)))
+            return
+        try:
+            self._serve()
+        except Exception as error:  # noqa: BLE001 - a poisoned stream is never stepped again
+            kind: Literal["memory", "engine"] = "memory" if _is_out_of_memory(error) else "engine"
+            self._send(EngineError(kind, describe(error)))
+
+    # ---- reader thread
+
+    def _read(self) -> None:
+        try:
+            for command in read_commands(self._socket):
+                self._jobs.put(self._prepare(command) if isinstance(command, Generate) else command)
+        except (ProtocolError, OSError) as error:
+            sys.stderr.write(f"plimsoll worker: {error}\n")
+        # The front is gone, or talks rubbish. The step thread may be inside MLX for a long time: don't wait for it.
+        os._exit(0)
+
+    def _prepare(self, command: Generate) -> _Job:
+        self._loaded.wait()
+        assert self._engine is not None  # noqa: S101 - set before the event
+        try:
+            return _Prepared(command.id, self._engine.prepare(command.request))
+        except BadRequest as error:
+            code: Any = "context_length_exceeded" if isinstance(error, ContextTooLong) else "invalid_value"
+            return RequestError(command.id, code, error.message, error.param)
+        except Exception as error:  # noqa: BLE001 - a tokenizer or template that raises costs one request
+            return RequestError(command.id, "internal_error", f"the prompt can't be tokenised: {describe(error)}")
+
+    # ---- step thread
+
+    def _load(self, command: LoadModel) -> None:
+        source, options = command.source, command.options
+        engine: Engine
+        if source.kind == "fake":
+            from plimsoll.engine.fake_engine import FakeEngine  # noqa: PLC0415 - without MLX it starts in 0.1 s
+
+            engine, path = FakeEngine(source.location), Path()
+        else:
+            from plimsoll import fetch  # noqa: PLC0415 - as above
+            from plimsoll.engine.mlx_engine import MlxEngine  # noqa: PLC0415
+
+            path = fetch.resolve(
+                source, cache_dir=Path(options.cache_dir), offline=options.offline, progress=self._progress
+            )
+            engine = MlxEngine(options)
+        info = engine.load(path, self._progress)
+        # What loading left behind is garbage that lives as long as the process: collect it once, here.
+        gc.collect()
+        gc.freeze()
+        self._engine = engine
+        self._loaded.set()
+        self._send(Ready(info))
+
+    def _progress(self, stage: str, done: int, total: int) -> None:
+        self._send(LoadProgress(stage, done, total))
+
+    def _serve(self) -> None:
+        engine = self._engine
+        assert engine is not None  # noqa: S101 - loaded before
+        while True:
+            if not self._take_jobs(engine):
+                engine.close()
+                return
+            for event in engine.step():
+                self._send(event)
+
+    def _take_jobs(self, engine: Engine) -> bool:
+        """Everything that waits, and at least one job when there is nothing to step. False on ``Shutdown``."""
+        while True:
+            try:
+                job = self._jobs.get(block=not engine.busy())
+            except queue.Empty:
+                return True
+            if isinstance(job, Shutdown):
+                return False
+            self._do(engine, job)
+
+    def _do(self, engine: Engine, job: _Job) -> None:
+        match job:
+            case _Prepared():
+                engine.submit(job.id, job.prompt)
+            case CancelRequest():
+                engine.cancel(job.id)
+            case RequestError():
+                self._send(job)
+            case TrimCaches():
+                self._send(Trimmed(*engine.trim()))
+
+    def _send(self, event: Event) -> None:
+        if isinstance(event, Step) and not (event.texts or event.endings):
+            return
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the reader sees it too and ends the process
+            self._socket.sendall(encode(event))
+
+
+def describe(error: BaseException) -> str:
+    """One line for an exception of any library."""
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, BadRequest) or not text else f"{type(error).__name__}: {text}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(mark in str(error) for mark in _OUT_OF_MEMORY)
+
+
+if __name__ == "__main__":
+    main()

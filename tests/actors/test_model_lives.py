@@ -1,0 +1,231 @@
+"""Models through their lives, with real worker processes on the fake engine."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from plimsoll.actors import messages as m
+from plimsoll.actors.messages import State
+from plimsoll.errors import (
+    ContextTooLong,
+    InsufficientMemory,
+    LoadFailed,
+    ModelUnloaded,
+    QueueFull,
+    ShuttingDown,
+    UnknownModel,
+    WorkerDied,
+)
+
+Start = Callable[..., Any]
+SLOW = "fake:tokens_per_s=50,answer=la,length=100000,context=1000000"
+
+
+def test_a_model_loads_on_its_first_request_and_answers(server: Start) -> None:
+    reply = server({"a": "fake:load_s=0.1,hold=10MiB"}).chat("a", "one two three")
+    ending = reply.ending()
+    assert ending.reason == "stop"
+    assert ending.usage.completion_tokens == 3
+    assert reply.text == "one two three"
+    stages = [item.stage for item in reply.items if isinstance(item, m.Waiting)]
+    assert stages[0] == "queue"
+    assert stages[-1] == "read"
+
+
+def test_ten_callers_of_one_cold_model_cause_one_load(server: Start) -> None:
+    system = server({"a": "fake:load_s=0.2"})
+    replies = [system.chat("a") for _ in range(10)]
+    assert [reply.ending().reason for reply in replies] == ["stop"] * 10
+    pids = {one.pid for one in psutil.Process().children() if "plimsoll.engine.worker" in one.cmdline()}
+    assert len(pids) == 1
+
+
+def test_a_model_loads_while_another_keeps_streaming(server: Start) -> None:
+    system = server({"a": SLOW, "b": "fake:load_s=0.3"})
+    streaming = system.chat("a")
+    streaming.next(m.Delta)
+    before = len(streaming.items)
+    assert system.chat("b").ending().reason == "stop"
+    streaming.endings()
+    assert sum(isinstance(item, m.Delta) for item in streaming.items[before:]) > 5
+
+
+def test_an_unknown_model_is_refused_by_name(server: Start) -> None:
+    failed = server({"a": "fake:"}).chat("nope").ending()
+    assert isinstance(failed.error, UnknownModel)
+    assert "nope" in failed.error.message
+
+
+def test_a_bad_request_costs_only_itself(server: Start) -> None:
+    system = server({"a": SLOW})
+    running = system.chat("a")
+    running.next(m.Delta)
+    refused = system.chat("a", "raise BadRequest").ending()
+    assert refused.error.param == "messages"
+    running.next(m.Delta)
+
+
+def test_a_prompt_past_the_context_is_refused_with_the_figures(server: Start) -> None:
+    failed = server({"a": "fake:context=4"}).chat("a", "one two three four five").ending()
+    assert isinstance(failed.error, ContextTooLong)
+    assert "5" in failed.error.message
+
+
+def test_a_cancelled_request_leaves_and_the_others_go_on(server: Start) -> None:
+    system = server({"a": SLOW})
+    kept, dropped = system.chat("a"), system.chat("a")
+    dropped.next(m.Delta)
+    system.system.supervisor.tell(m.Cancel(dropped.id, "a"))
+    assert dropped.ending().reason == "cancelled"
+    kept.next(m.Delta)
+    assert system.model("a").active == 1
+
+
+def test_a_request_cancelled_while_its_model_loads_does_not_abort_the_load_for_others(server: Start) -> None:
+    system = server({"a": "fake:load_s=0.3"})
+    dropped, kept = system.chat("a"), system.chat("a")
+    system.system.supervisor.tell(m.Cancel(dropped.id, "a"))
+    assert dropped.ending().reason == "cancelled"
+    assert kept.ending().reason == "stop"
+
+
+def test_a_full_queue_answers_429(server: Start) -> None:
+    system = server({"a": "fake:load_s=0.5"}, models={"queue": 2}, engine={"max_batch": 1})
+    replies = [system.chat("a") for _ in range(4)]
+    failed = replies[-1].ending()
+    assert isinstance(failed.error, QueueFull)
+    assert failed.error.retry_after_s
+    assert [reply.ending().reason for reply in replies[:3]] == ["stop"] * 3
+
+
+def test_a_killed_worker_ends_its_requests_at_once_and_the_next_request_loads_it_again(server: Start) -> None:
+    system = server({"a": SLOW, "b": SLOW})
+    victim, bystander = system.chat("a"), system.chat("b")
+    victim.next(m.Delta)
+    bystander.next(m.Delta)
+    os.kill(system.model("a").pid, signal.SIGKILL)
+    failed = victim.ending(deadline_s=1.0)
+    assert isinstance(failed.error, WorkerDied)
+    assert "SIGKILL" in failed.error.message
+    bystander.next(m.Delta)
+    system.chat("a").next(m.Delta)
+    assert victim.endings() == 1
+
+
+def test_a_worker_that_runs_out_of_memory_has_its_untouched_requests_retried_once(server: Start) -> None:
+    system = server({"a": "fake:raise_at=1,prefill_s=0.05"})
+    failed = system.chat("a").ending()
+    assert isinstance(failed.error, InsufficientMemory)
+    assert "MemoryError" in failed.error.message
+    # Two lives were spent on it: the first try and the one retry.
+    assert system.model("a").state in (State.COLD, State.BACKOFF)
+
+
+def test_a_segfault_counts_as_lack_of_memory(server: Start) -> None:
+    failed = server({"a": f"fake:crash_at=2,crash_signal={signal.SIGSEGV.value}"}).chat("a", "one two three").ending()
+    assert isinstance(failed.error, InsufficientMemory)
+    assert "SIGSEGV" in failed.error.message
+
+
+def test_a_failed_load_fails_its_waiters_with_the_reason_and_cools_down(server: Start) -> None:
+    system = server({"a": "fake:fail_load=the weights are torn"})
+    replies = [system.chat("a") for _ in range(3)]
+    for reply in replies:
+        failed = reply.ending()
+        assert isinstance(failed.error, LoadFailed)
+        assert "the weights are torn" in failed.error.message
+    again = system.chat("a").ending()
+    assert again.error.retry_after_s
+    assert system.status().problems
+
+
+def test_a_load_that_runs_out_of_memory_is_answered_as_such(server: Start) -> None:
+    failed = server({"a": "fake:load_memory_error=true"}).chat("a").ending()
+    assert isinstance(failed.error, InsufficientMemory)
+
+
+def test_a_worker_that_dies_three_times_in_a_minute_is_given_up(server: Start) -> None:
+    system = server({"a": "fake:crash_in_load=true"})
+    failed = system.chat("a").ending()
+    assert isinstance(failed.error, WorkerDied)
+    assert system.model("a").state == State.FAILED
+
+
+def test_an_idle_model_is_unloaded_after_its_ttl_and_its_process_is_gone(server: Start) -> None:
+    system = server({"a": {"source": "fake:hold=20MiB", "idle_ttl": "300ms"}})
+    assert system.chat("a").ending().reason == "stop"
+    pid = system.model("a").pid
+    system.until_state("a", None)
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_pinned_model_loads_at_start_and_stays(server: Start) -> None:
+    system = server({"a": {"source": "fake:", "pin": True, "idle_ttl": "10ms"}})
+    status = system.until_state("a", State.READY)
+    assert status.idle_ttl_s is None
+    os.kill(status.pid, signal.SIGKILL)
+    system.until(lambda: system.model("a").pid not in (None, status.pid), "the pinned model back")
+
+
+def test_a_request_that_comes_while_the_model_leaves_is_served_by_the_next_life(server: Start) -> None:
+    system = server({"a": "fake:slow_close_s=0.3"})
+    system.chat("a").ending()
+    first = system.model("a").pid
+    gone = system.tell(lambda reply: m.UnloadModel("a", reply, 0.0))
+    late = [system.chat("a") for _ in range(3)]
+    assert gone.next(m.ModelStatus).state == State.STOPPED
+    assert [reply.ending().reason for reply in late] == ["stop"] * 3
+    assert system.model("a").pid != first
+
+
+def test_an_unload_lets_running_answers_finish_within_the_grace(server: Start) -> None:
+    system = server({"a": "fake:tokens_per_s=100,answer=la,length=30"})
+    reply = system.chat("a")
+    reply.next(m.Delta)
+    system.tell(lambda gone: m.UnloadModel("a", gone, 10.0)).next(m.ModelStatus)
+    assert reply.ending().reason == "stop"
+
+
+def test_an_unload_ends_what_still_runs_after_the_grace(server: Start) -> None:
+    system = server({"a": SLOW})
+    reply = system.chat("a")
+    reply.next(m.Delta)
+    system.tell(lambda gone: m.UnloadModel("a", gone, 0.1)).next(m.ModelStatus)
+    assert isinstance(reply.ending().error, ModelUnloaded)
+
+
+def test_a_worker_that_ignores_sigterm_and_hangs_is_killed(server: Start) -> None:
+    system = server({"a": "fake:hang_at=1,ignore_sigterm=true"}, engine={"stop_grace": "100ms"})
+    reply = system.chat("a")
+    system.until_state("a", State.BUSY)
+    system.tell(lambda gone: m.UnloadModel("a", gone, 0.0)).next(m.ModelStatus)
+    assert isinstance(reply.ending().error, ModelUnloaded)
+
+
+def test_a_stopped_process_does_not_hold_up_an_unload(server: Start) -> None:
+    system = server({"a": SLOW}, engine={"stop_grace": "100ms"})
+    reply = system.chat("a")
+    reply.next(m.Delta)
+    os.kill(system.model("a").pid, signal.SIGSTOP)
+    system.tell(lambda gone: m.UnloadModel("a", gone, 0.0)).next(m.ModelStatus)
+    assert reply.endings() == 1
+
+
+def test_a_model_can_be_loaded_ahead_of_requests(server: Start) -> None:
+    system = server({"a": "fake:load_s=0.1", "b": "fake:fail_load=broken"})
+    assert system.tell(lambda reply: m.LoadModel("a", reply)).next(m.ModelStatus).state == State.READY
+    assert "broken" in system.tell(lambda reply: m.LoadModel("b", reply)).next(m.Failed).error.message
+
+
+def test_when_the_server_stops_running_answers_finish_and_new_requests_are_refused(server: Start) -> None:
+    system = server({"a": "fake:tokens_per_s=100,answer=la,length=30"})
+    running = system.chat("a")
+    running.next(m.Delta)
+    done = system.tell(lambda reply: m.StopAll(10.0, reply))
+    late = system.chat("a")
+    assert isinstance(late.ending().error, ShuttingDown)
+    assert running.ending().reason == "stop"
+    assert done.next() is None

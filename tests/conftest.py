@@ -1,0 +1,185 @@
+"""What every test may use: recorded replies, a clock moved by hand, whole actor systems on the fake engine."""
+
+import os
+import queue
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pykka
+import pytest
+
+from plimsoll import config
+from plimsoll.actors import messages as m
+from plimsoll.actors.system import ActorSystem
+from plimsoll.actors.timers import Timer
+from plimsoll.catalog import Catalog
+from plimsoll.engine.protocol import ChatRequest
+from plimsoll.memory.sources import Reading, Sample
+
+DEADLINE_S = 20.0
+
+
+class Recorder:
+    """A Reply that remembers: what came, when, and that there was one ending."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue()
+        self.items: list[Any] = []
+
+    def send(self, item: Any) -> None:
+        self._queue.put(item)
+
+    def next(self, kind: type | tuple[type, ...] = object, deadline_s: float = DEADLINE_S) -> Any:
+        """The next item of ``kind``."""
+        until = time.monotonic() + deadline_s
+        while True:
+            item = self._queue.get(timeout=max(0.001, until - time.monotonic()))
+            self.items.append(item)
+            if isinstance(item, kind):
+                return item
+
+    def ending(self, deadline_s: float = DEADLINE_S) -> Any:
+        return self.next((m.Finished, m.Failed), deadline_s)
+
+    @property
+    def text(self) -> str:
+        return "".join(item.text for item in self.items if isinstance(item, m.Delta))
+
+    def endings(self) -> int:
+        """How many endings came in all, those not yet taken included."""
+        while not self._queue.empty():
+            self.items.append(self._queue.get())
+        return sum(isinstance(item, m.Finished | m.Failed) for item in self.items)
+
+
+class ManualTimers:
+    """``Timers`` whose time only moves in ``advance``."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+        self.due: list[tuple[float, Timer]] = []
+
+    def now(self) -> float:
+        return self.time
+
+    def tell_later(self, delay_s: float, ref: m.Ref, message: Any) -> Timer:
+        timer = Timer(ref, message)
+        self.due.append((self.time + delay_s, timer))
+        return timer
+
+    def advance(self, seconds: float) -> None:
+        self.time += seconds
+        for at, timer in sorted(self.due, key=lambda one: one[0]):
+            if at <= self.time:
+                self.due.remove((at, timer))
+                timer.fire()
+
+
+class Memory:
+    """A sampler whose percentage the test sets."""
+
+    def __init__(self, percent: float = 40.0) -> None:
+        self.percent = percent
+        self.error: Exception | None = None
+
+    def __call__(self) -> Sample:
+        if self.error:
+            raise self.error
+        return memory_sample(self.percent, time.monotonic())
+
+
+def memory_sample(percent: float, time_s: float = 0.0) -> Sample:
+    total = 16 * 1024**3
+    return Sample(time_s, (Reading("host", total, int(total * percent / 100)),))
+
+
+class Server:
+    """An actor system under test; ``ask`` and ``status`` go the way http goes."""
+
+    def __init__(self, entries: dict[str, Any], sampler: Memory, /, **sections: Any) -> None:
+        plain = {name: {"source": entry} if isinstance(entry, str) else entry for name, entry in entries.items()}
+        models = {"builtin": False, **sections.pop("models", {}), "entries": plain}
+        self.memory = sampler
+        self.config = config.parse({"models": models, **sections})
+        self.system = ActorSystem(self.config, Catalog(self.config.models), sampler)
+        self.system.start()
+        self._count = 0
+
+    def chat(self, model: str, text: str = "one two three", **options: Any) -> Recorder:
+        """Send one chat; the Recorder's ``id`` names it."""
+        self._count += 1
+        reply = Recorder()
+        reply.id = f"chat-{self._count}"  # type: ignore[attr-defined] # a test's convenience
+        request = ChatRequest([{"role": "user", "content": text}], **options)
+        self.system.supervisor.tell(m.Chat(reply.id, model, request, reply))  # type: ignore[attr-defined] # as above
+        return reply
+
+    def tell(self, make: Callable[[Recorder], m.Message]) -> Recorder:
+        reply = Recorder()
+        self.system.supervisor.tell(make(reply))
+        return reply
+
+    def status(self) -> m.Status:
+        return self.tell(m.GetStatus).next(m.Status)
+
+    def model(self, name: str) -> m.ModelStatus | None:
+        return next((one for one in self.status().models if one.name == name), None)
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """The condition's first true value; fails with ``what`` at the deadline."""
+        until = time.monotonic() + DEADLINE_S
+        while time.monotonic() < until:
+            if value := condition():
+                return value
+            time.sleep(0.005)
+        pytest.fail(f"not in {DEADLINE_S:.0f} s: {what}")
+
+    def until_state(self, name: str, *states: m.State | None) -> m.ModelStatus:
+        """Wait until the model is in one of ``states``; None means that no actor lives for it."""
+
+        def reached() -> Any:
+            status = self.model(name)
+            return (status or True) if (status.state if status else None) in states else None
+
+        return self.until(reached, f"{name} in {states}")
+
+
+def workers() -> list[psutil.Process]:
+    """The worker processes of this test process that still run."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if child.is_running() and child.status() != psutil.STATUS_ZOMBIE and "plimsoll.engine.worker" in child.cmdline()
+    ]
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+@pytest.fixture
+def server(memory: Memory) -> Iterator[Callable[..., Server]]:
+    """``server({"a": "fake:..."})`` starts an actor system; afterwards no worker and no actor may be left."""
+    started: list[Server] = []
+
+    def start(entries: dict[str, Any], /, **sections: Any) -> Server:
+        started.append(Server(entries, memory, **sections))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.system.stop(0.0)
+    assert not workers()
+    assert not pykka.ActorRegistry.get_all()
+
+
+@pytest.fixture(autouse=True)
+def _no_user_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A developer's own config file must not change what the tests see."""
+    monkeypatch.delenv("PLIMSOLL_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
+    assert os.environ.get("PLIMSOLL_CONFIG") is None
