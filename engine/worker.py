@@ -81,7 +81,6 @@ class Worker:
         self._socket = sock
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._engine: Engine | None = None
-        self._loaded = threading.Event()
 
     def run(self) -> None:
         """Load, then step until told to stop; every failure is told to the front before the process ends."""
@@ -115,10 +114,12 @@ class Worker:
         os._exit(0)
 
     def _prepare(self, command: Generate) -> _Job:
-        self._loaded.wait()
-        assert self._engine is not None  # noqa: S101 - set before the event
+        engine = self._engine
+        if engine is None:
+            # Waiting here would keep this thread from seeing that the front is gone.
+            return RequestError(command.id, "internal_error", "the model is not loaded yet")
         try:
-            return _Prepared(command.id, self._engine.prepare(command.request))
+            return _Prepared(command.id, engine.prepare(command.request))
         except BadRequest as error:
             code: Any = "context_length_exceeded" if isinstance(error, ContextTooLong) else "invalid_value"
             return RequestError(command.id, code, error.message, error.param)
@@ -147,7 +148,6 @@ class Worker:
         gc.collect()
         gc.freeze()
         self._engine = engine
-        self._loaded.set()
         self._send(Ready(info))
 
     def _progress(self, stage: str, done: int, total: int) -> None:

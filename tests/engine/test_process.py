@@ -1,0 +1,133 @@
+"""Worker processes as the front sees them, and what is left when the front is gone."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from plimsoll.engine import protocol as p
+from plimsoll.engine.environment import worker_environment
+from plimsoll.engine.process import WorkerProcess
+
+OPTIONS = p.EngineOptions(cache_dir="", budget_bytes=1 << 30)
+
+
+class Heard:
+    """A worker and all it says."""
+
+    def __init__(self, switches: str) -> None:
+        self.events: queue.Queue[Any] = queue.Queue()
+        self.worker = WorkerProcess(self.events.put, self.events.put)
+        self.worker.send(p.LoadModel(p.ModelSource("a", "fake", switches), OPTIONS))
+
+    def next(self, kind: type) -> Any:
+        while not isinstance(event := self.events.get(timeout=20), kind):
+            pass
+        return event
+
+
+@pytest.fixture
+def worker() -> Any:
+    heard: list[Heard] = []
+
+    def start(switches: str = "") -> Heard:
+        heard.append(Heard(switches))
+        return heard[-1]
+
+    yield start
+    for one in heard:
+        one.worker.kill()
+
+
+def test_shutdown_ends_the_worker_with_code_0_after_its_last_event(worker: Any) -> None:
+    one = worker("hold=1MiB")
+    one.next(p.Ready)
+    one.worker.send(p.Shutdown())
+    assert one.next(int) == 0
+    assert not psutil.pid_exists(one.worker.pid)
+
+
+def test_sigterm_ends_it_in_mid_load(worker: Any) -> None:
+    one = worker("load_s=60")
+    one.worker.terminate()
+    assert one.next(int) == -signal.SIGTERM
+
+
+def test_commands_to_a_stopped_worker_never_block_the_sender(worker: Any) -> None:
+    one = worker()
+    one.next(p.Ready)
+    os.kill(one.worker.pid, signal.SIGSTOP)
+    big = p.ChatRequest([{"role": "user", "content": "x" * 1_000_000}])
+    started = time.monotonic()
+    for index in range(20):
+        one.worker.send(p.Generate(str(index), big))
+    assert time.monotonic() - started < 1.0
+    one.worker.kill()
+    assert one.next(int) == -signal.SIGKILL
+
+
+def test_a_worker_offers_itself_to_the_kernels_oom_killer(worker: Any) -> None:
+    one = worker()
+    one.next(p.Ready)
+    score = Path(f"/proc/{one.worker.pid}/oom_score_adj")
+    if sys.platform == "linux":
+        assert int(score.read_text()) == 800
+
+
+def test_a_worker_without_a_model_of_its_own_never_imports_mlx(worker: Any) -> None:
+    one = worker()
+    one.next(p.Ready)
+    assert not [m.path for m in psutil.Process(one.worker.pid).memory_maps() if "mlx" in m.path]
+
+
+FRONT = """
+import sys, time
+from plimsoll.engine import protocol as p
+from plimsoll.engine.process import WorkerProcess
+switches = sys.argv[1]
+def heard(event):
+    if isinstance(event, p.Ready):
+        worker.send(p.Generate("1", p.ChatRequest([{"role": "user", "content": "hi"}])))
+    if isinstance(event, p.LoadProgress if "load_s" in switches else p.Ready):
+        print(worker.pid, flush=True)
+worker = WorkerProcess(heard, lambda code: None)
+worker.send(p.LoadModel(p.ModelSource("a", "fake", switches), p.EngineOptions(cache_dir="", budget_bytes=0)))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    "doing", ["tokens_per_s=50,answer=la,length=1000000,context=9999999", "hang_at=1", "load_s=60"]
+)
+def test_no_worker_outlives_a_front_that_was_killed(doing: str) -> None:
+    front = subprocess.Popen([sys.executable, "-c", FRONT, doing], stdout=subprocess.PIPE)
+    assert front.stdout
+    with front.stdout:
+        worker = psutil.Process(int(front.stdout.readline()))
+        front.kill()
+        front.wait()
+    until = time.monotonic() + 1.0
+    # Whoever adopted it may leave it a zombie: that holds no memory.
+    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, "the worker still runs"
+        time.sleep(0.01)
+
+
+def test_openblas_is_found_where_distributions_put_it(tmp_path: Path) -> None:
+    library = tmp_path / "usr/lib/x86_64-linux-gnu/openblas-pthread/libopenblas.so.0"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    assert worker_environment("auto", root=tmp_path, platform="linux")["LD_PRELOAD"].startswith(str(library))
+
+
+def test_without_openblas_nothing_is_preloaded(tmp_path: Path) -> None:
+    assert "LD_PRELOAD" not in worker_environment("auto", root=tmp_path, platform="linux")
+    assert "LD_PRELOAD" not in worker_environment("none", platform="linux")
+    assert worker_environment("auto", platform="darwin") == {}

@@ -1,0 +1,45 @@
+"""Frames on a real socket."""
+
+import contextlib
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plimsoll.engine import protocol as p
+
+
+def through(data: bytes) -> list[p.Event]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(data)
+        ours.shutdown(socket.SHUT_WR)
+        return list(p.read_events(theirs))
+
+
+def test_events_arrive_as_they_were_sent() -> None:
+    sent: list[p.Event] = [
+        p.LoadProgress("read", 1, 2),
+        p.Ready(p.ModelInfo(4096, 600, 1, "cpu", "float32")),
+        p.Step([("a", "héllo 🙂", 3)], [("a", "stop", p.Usage(1, 3, 0))]),
+        p.RequestError("b", "invalid_value", "no", "messages"),
+        p.Trimmed(1, 2),
+    ]
+    assert through(b"".join(map(p.encode, sent))) == sent
+
+
+def test_a_frame_cut_short_by_the_end_of_the_worker_is_no_event() -> None:
+    whole = p.encode(p.LoadProgress("read", 1, 2))
+    assert through(whole + whole[:-1]) == [p.LoadProgress("read", 1, 2)]
+
+
+def test_a_length_above_the_bound_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(p.ProtocolError, match="above the bound"):
+        through(b"\xff\xff\xff\xff")
+
+
+@given(st.binary(max_size=200))
+def test_rubbish_is_a_protocol_error_or_the_end_and_nothing_else(data: bytes) -> None:
+    with contextlib.suppress(p.ProtocolError):
+        through(data)

@@ -1,0 +1,83 @@
+"""Levels on recorded timelines and a fake clock."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plimsoll.memory.levels import Level, LevelState, Thresholds, advance, next_interval_s
+from plimsoll.memory.sources import Reading, Sample
+
+N, W, C, E = Level.NORMAL, Level.WARNING, Level.CRITICAL, Level.EMERGENCY
+THRESHOLDS = Thresholds()
+
+
+def at(percent: float, time_s: float = 0.0) -> Sample:
+    return Sample(time_s, (Reading("host", 100_000, int(percent * 1000)),))
+
+
+def levels(percents: list[float], step_s: float = 1.0) -> list[Level]:
+    state, out = LevelState(), []
+    for index, percent in enumerate(percents):
+        state = advance(state, at(percent, index * step_s), THRESHOLDS)
+        out.append(state.level)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("percents", "expected"),
+    [
+        pytest.param([84.9, 84.9, 84.9], [N, N, N], id="below warning nothing happens"),
+        pytest.param([85, 85], [N, W], id="warning needs two samples in a row"),
+        pytest.param([90, 40, 90, 40], [N, N, N, N], id="a single odd reading is ignored"),
+        pytest.param([96, 96], [N, C], id="critical needs two samples in a row"),
+        pytest.param([90, 96, 96], [N, W, C], id="the second sample confirms only what both say"),
+        pytest.param([98], [E], id="emergency needs one"),
+        pytest.param([90, 90, 99], [N, W, E], id="emergency from any level"),
+        pytest.param([90, 90, 81, 84, 81], [N, W, W, W, W], id="within the hysteresis a level is kept"),
+        pytest.param([96, 96, 91, 91], [N, C, C, C], id="critical is kept down to 90"),
+    ],
+)
+def test_a_timeline_gives_these_levels(percents: list[float], expected: list[Level]) -> None:
+    assert levels(percents) == expected
+
+
+def test_a_level_is_left_after_ten_seconds_below_its_line() -> None:
+    timeline = levels([90, 90, *[79] * 12])
+    assert timeline[:12] == [N, *[W] * 11]
+    assert timeline[12:] == [N, N]
+
+
+def test_a_spike_starts_the_ten_seconds_again() -> None:
+    assert levels([90, 90, *[79] * 8, 82, *[79] * 8])[-1] == W
+
+
+def test_from_emergency_the_level_falls_to_where_use_is() -> None:
+    assert levels([99, *[92] * 12])[-1] == C
+    assert levels([99, *[83] * 12])[-1] == W
+    assert levels([99, *[50] * 12])[-1] == N
+
+
+@given(st.lists(st.floats(0, 100), max_size=60))
+def test_a_level_never_outruns_its_samples(percents: list[float]) -> None:
+    for index, level in enumerate(levels(percents)):
+        if level > N:
+            assert max(percents[: index + 1]) >= THRESHOLDS.of(level)
+
+
+@given(st.floats(0, 100))
+def test_the_next_look_comes_before_memory_could_be_full(percent: float) -> None:
+    gib = 1024**3
+    sample = Sample(0.0, (Reading("host", 16 * gib, int(16 * gib * percent / 100)),))
+    assert 0.1 <= next_interval_s(sample, THRESHOLDS) <= 1.0
+
+
+def test_close_to_critical_the_next_look_is_soon() -> None:
+    gib = 1024**3
+    sample = Sample(0.0, (Reading("host", 16 * gib, int(16 * gib * 0.94)),))
+    assert next_interval_s(sample, THRESHOLDS) < 0.6
+
+
+def test_the_fullest_source_binds() -> None:
+    sample = Sample(0.0, (Reading("host", 100, 40), Reading("limit", 10, 9)))
+    assert sample.binding.source == "limit"
+    assert sample.used_percent == 90
