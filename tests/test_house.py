@@ -1,0 +1,93 @@
+"""The rules of the house: who may import whom, what the front process may load, what runs in the root."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("actors", "engine", "http", "memory")
+
+# Each room and the rooms (or modules) of the house that it may use. What is not named is forbidden.
+MAY_USE = {
+    "config": {"errors"},
+    "errors": set(),
+    "memory": {"memory", "errors"},
+    "engine": {"engine", "errors", "catalog"},
+    "catalog": {"catalog", "config", "errors", "engine.protocol", "engine.engine"},
+    "actors": {
+        "actors",
+        "memory",
+        "catalog",
+        "config",
+        "errors",
+        "engine.protocol",
+        "engine.process",
+        "engine.environment",
+    },
+    "http": {"http", "actors", "memory", "catalog", "config", "errors", "engine.protocol", "logs", ""},
+}
+MAY_NOT_LOAD = {
+    "actors": {"asyncio", "sanic", "mlx", "mlx_lm"},
+    "http": {"subprocess", "multiprocessing", "mlx", "mlx_lm", "psutil"},
+    "memory": {"asyncio", "sanic", "pykka", "subprocess", "mlx"},
+    "engine": {"asyncio", "sanic", "pykka"},
+    "catalog": {"mlx", "mlx_lm", "sanic", "pykka", "asyncio"},
+}
+
+
+def modules(room: str) -> list[Path]:
+    single = ROOT / f"{room}.py"
+    return [single] if single.exists() else sorted((ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("room", MAY_USE)
+def test_imports_go_one_way(room: str) -> None:
+    allowed = MAY_USE[room]
+    for path in modules(room):
+        for name in imports(path):
+            if not name.startswith("plimsoll."):
+                continue
+            parts = name.removeprefix("plimsoll.").split(".")
+            if parts == ["__version__"]:
+                continue
+            assert parts[0] in allowed or ".".join(parts[:2]) in allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("room", MAY_NOT_LOAD)
+def test_no_room_loads_what_belongs_to_another(room: str) -> None:
+    for path in modules(room):
+        if room == "engine" and path.name not in ("worker.py", "protocol.py", "engine.py", "mlx_engine.py"):
+            continue
+        loaded = {name.split(".")[0] for name in imports(path)}
+        assert not loaded & MAY_NOT_LOAD[room], path.relative_to(ROOT)
+
+
+def test_memory_does_no_io_outside_sources() -> None:
+    for path in modules("memory"):
+        if path.name != "sources.py":
+            assert not imports(path) & {"psutil", "os", "pathlib.Path", "ctypes", "socket", "time"}, path.name
+
+
+def test_what_runs_in_the_root_still_finds_the_stdlibs_http() -> None:
+    subprocess.run([sys.executable, "-c", "import http.client; http.client.HTTPConnection"], cwd=ROOT, check=True)
+    assert not (ROOT / "http" / "__init__.py").exists()
+
+
+def test_every_package_folder_is_in_the_wheel() -> None:
+    listed = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("packages = [", 1)[1].split("]", 1)[0]
+    for package in PACKAGES:
+        for folder in {path.parent for path in (ROOT / package).rglob("*.py")}:
+            assert f'"plimsoll.{".".join(folder.relative_to(ROOT).parts)}"' in listed
