@@ -20,8 +20,7 @@ import pykka
 
 from plimsoll.engine.protocol import ChatRequest, Event, ModelInfo, Usage
 from plimsoll.errors import PlimsollError
-from plimsoll.memory.levels import Level
-from plimsoll.memory.sources import Sample
+from plimsoll.memory.sample import Level, Sample
 
 Ref = pykka.ActorRef[Any]
 

@@ -17,9 +17,9 @@ from plimsoll.catalog import Catalog
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import InternalError, LoadFailed, PlimsollError, QueueFull, ShuttingDown, Unavailable
 from plimsoll.memory.ledger import Candidate, victims
-from plimsoll.memory.levels import Level, Thresholds
+from plimsoll.memory.levels import Thresholds
 from plimsoll.memory.report import out_of_memory
-from plimsoll.memory.sources import Sample
+from plimsoll.memory.sample import Level, Sample
 
 log = logging.getLogger("plimsoll.memory")
 
@@ -318,7 +318,9 @@ class Supervisor(pykka.ThreadingActor):
         problems = []
         age_s = self._clock() - self._sampled_at
         if self._missed_samples >= _BLIND_AFTER or age_s > _STALE_SAMPLE_S:
-            problems.append(f"memory can't be read: the last reading is {age_s:.0f} s old, no model is loaded meanwhile")
+            problems.append(
+                f"memory can't be read: the last reading is {age_s:.0f} s old, no model is loaded meanwhile"
+            )
         problems += [
             f"{slot.status.name}: {slot.status.error}"
             for slot in self._slots.values()

@@ -15,7 +15,7 @@ from plimsoll.engine.process import OnEvent, OnExit, Worker, WorkerProcess
 from plimsoll.engine.protocol import EngineOptions
 from plimsoll.memory import sources
 from plimsoll.memory.levels import Thresholds
-from plimsoll.memory.sources import Sampler
+from plimsoll.memory.sample import Sampler
 
 # A worker that ignores everything is killed within this time after its grace.
 _STOP_MARGIN_S = 20.0

@@ -7,8 +7,8 @@ from typing import Any
 import pykka
 
 from plimsoll.actors import messages as m
-from plimsoll.memory.levels import Level, LevelState, Thresholds, advance, next_interval_s
-from plimsoll.memory.sources import Sample, Sampler
+from plimsoll.memory.levels import LevelState, Thresholds, advance, next_interval_s
+from plimsoll.memory.sample import Level, Sample, Sampler, Tracked
 
 log = logging.getLogger("plimsoll.memory")
 
@@ -42,6 +42,8 @@ class Watchdog(pykka.ThreadingActor):
         self._latest: Sample | None = None
         self._reader: m.Ref | None = None
         self._subscribers: list[m.Ref] = []
+        # Replaced whole by the actor, read by the sampling thread.
+        self._tracked: tuple[Tracked, ...] = ()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._sample_forever, name="memory-sampler", daemon=True)
 
@@ -76,7 +78,7 @@ class Watchdog(pykka.ThreadingActor):
         wait_s = 0.0
         while not self._stopping.wait(wait_s):
             try:
-                sample = self._sampler()
+                sample = self._sampler(self._tracked)
                 wait_s = next_interval_s(sample, self._thresholds)
                 taken = _Taken(sample)
             except Exception as error:  # noqa: BLE001 - whatever a reader raises, sampling goes on

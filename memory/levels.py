@@ -1,18 +1,10 @@
 """Samples to levels: a pure function with debounce and hysteresis."""
 
-import enum
 import sys
 
 import msgspec
 
-from plimsoll.memory.sources import Sample
-
-
-class Level(enum.IntEnum):
-    NORMAL = 0
-    WARNING = 1
-    CRITICAL = 2
-    EMERGENCY = 3
+from plimsoll.memory.sample import Level, Sample
 
 
 class Thresholds(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """Memory figures in words and in error bodies."""
 
 from plimsoll.errors import InsufficientMemory
-from plimsoll.memory.sources import Sample
+from plimsoll.memory.sample import Sample
 
 GIB = 1024**3
 

@@ -17,7 +17,7 @@ from plimsoll.actors.system import ActorSystem
 from plimsoll.actors.timers import Timer
 from plimsoll.catalog import Catalog
 from plimsoll.engine.protocol import ChatRequest
-from plimsoll.memory.sources import Reading, Sample
+from plimsoll.memory.sample import Reading, Sample
 
 DEADLINE_S = 20.0
 
@@ -85,7 +85,7 @@ class Memory:
         self.percent = percent
         self.error: Exception | None = None
 
-    def __call__(self) -> Sample:
+    def __call__(self, _tracked: Any = ()) -> Sample:
         if self.error:
             raise self.error
         return memory_sample(self.percent, time.monotonic())

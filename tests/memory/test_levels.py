@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plimsoll.memory.levels import Level, LevelState, Thresholds, advance, next_interval_s
-from plimsoll.memory.sources import Reading, Sample
+from plimsoll.memory.levels import LevelState, Thresholds, advance, next_interval_s
+from plimsoll.memory.sample import Level, Reading, Sample
 
 N, W, C, E = Level.NORMAL, Level.WARNING, Level.CRITICAL, Level.EMERGENCY
 THRESHOLDS = Thresholds()

@@ -1,0 +1,157 @@
+"""What fits and whom to evict: pure decisions over a snapshot of the models and one sample."""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from plimsoll.memory.sample import Level, Sample
+
+MIB = 1024**2
+# A worker without its model: interpreter, MLX, tokenizer.
+PROCESS_BYTES = 300 * MIB
+# Weights take a little more than their bytes: alignment, buffers of the load.
+_WEIGHTS_MARGIN = 1.05
+
+
+class Need(msgspec.Struct, frozen=True):
+    """What loading a model takes. ``weights_bytes`` as the worker will hold them, after any change of dtype.
+
+    ``measured_bytes`` is the highest footprint seen of it before, 0 when it was never loaded here.
+    """
+
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    measured_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """The measured peak where there is one, else weights x 1.05 + KV budget + 300 MiB for the process."""
+        if self.measured_bytes:
+            return self.measured_bytes
+        return int(self.weights_bytes * _WEIGHTS_MARGIN) + self.kv_bytes + PROCESS_BYTES
+
+
+class Seat(msgspec.Struct, frozen=True):
+    """One model that takes memory or is about to.
+
+    ``reserved_bytes`` is what was granted, ``footprint_bytes`` what its worker holds right now. ``fresh`` marks a
+    model that was loaded for a waiting request and has not answered it yet. ``last_used`` on the monotonic clock.
+    """
+
+    name: str
+    reserved_bytes: int
+    footprint_bytes: int = 0
+    last_used: float = 0.0
+    loaded: bool = True
+    idle: bool = False
+    pinned: bool = False
+    fresh: bool = False
+    leaving: bool = False
+
+    @property
+    def claim_bytes(self) -> int:
+        """What it may still take beyond what it holds: a grant counts in full until it is given back."""
+        return 0 if self.leaving else max(0, self.reserved_bytes - self.footprint_bytes)
+
+    @property
+    def gain_bytes(self) -> int:
+        """What its end would free: what it holds and what it might have taken."""
+        return self.footprint_bytes + self.claim_bytes
+
+    @property
+    def evictable(self) -> bool:
+        return self.loaded and self.idle and not (self.pinned or self.fresh or self.leaving)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The answer to "may this be loaded": what to do now, and the figures that say why.
+
+    ``verdict``: ``load`` now; ``evict`` the first of ``victims``, verify, and ask again; ``wait`` for one that leaves
+    already; ``refuse`` for now; ``never`` on this machine.
+    """
+
+    verdict: Literal["load", "evict", "wait", "refuse", "never"]
+    required_bytes: int
+    available_bytes: int
+    evictable_bytes: int
+    percent_after: float
+    victims: tuple[str, ...] = ()
+    blockers: tuple[str, ...] = ()
+
+
+def plan(need_bytes: int, seats: Sequence[Seat], sample: Sample, critical_percent: float) -> Plan:
+    """Whether ``need_bytes`` more fit below the critical line of every source, and whom to evict if not."""
+    distance = _distance_bytes(seats, sample, critical_percent)
+    room = max(0, distance)
+    candidates = in_eviction_order(seats)
+    evictable = sum(seat.gain_bytes for seat in candidates)
+    victims: list[Seat] = []
+    missing = need_bytes - distance
+    for seat in candidates:
+        if missing <= 0:
+            break
+        victims.append(seat)
+        missing -= seat.gain_bytes
+    gained = sum(seat.gain_bytes for seat in victims)
+    binding = sample.binding
+    percent_after = 100.0 * (binding.used + need_bytes - gained + _claims(seats)) / binding.total
+    figures = (need_bytes, room, evictable, round(max(0.0, percent_after), 1))
+    smallest = min(reading.total for reading in sample.readings)
+    if need_bytes > smallest * critical_percent / 100:
+        return Plan("never", *figures)
+    if need_bytes <= room:
+        return Plan("load", *figures)
+    if missing <= 0:
+        return Plan("evict", *figures, victims=tuple(seat.name for seat in victims))
+    leaving = sum(seat.footprint_bytes for seat in seats if seat.leaving)
+    if missing <= leaving:
+        return Plan("wait", *figures)
+    return Plan("refuse", *figures, blockers=tuple(_blocker(seat) for seat in seats if not seat.evictable))
+
+
+def room_bytes(seats: Sequence[Seat], sample: Sample, critical_percent: float) -> int:
+    """What may still be granted: the least of every source's distance to critical, less what is granted already."""
+    return max(0, _distance_bytes(seats, sample, critical_percent))
+
+
+def in_eviction_order(seats: Iterable[Seat]) -> list[Seat]:
+    """Idle, unpinned models that have served, least recently used first."""
+    return sorted((seat for seat in seats if seat.evictable), key=lambda seat: seat.last_used)
+
+
+def clean_up_order(seats: Sequence[Seat], *, aggressive: bool) -> list[Seat]:
+    """Whom a clean-up unloads, least recently used first.
+
+    Normal: every idle, unpinned model, but the most recently used model of all stays. Aggressive: all of them.
+    """
+    present = sorted((seat for seat in seats if not seat.leaving), key=lambda seat: seat.last_used)
+    if aggressive:
+        return present
+    loaded = [seat for seat in present if seat.loaded]
+    return [seat for seat in loaded[:-1] if seat.evictable]
+
+
+def admission_open(level: Level, *, forecast: bool, blind: bool) -> bool:
+    """Whether loads may be granted at all: not at critical, not when critical is seconds away, not without readings."""
+    return level < Level.CRITICAL and not forecast and not blind
+
+
+def _distance_bytes(seats: Iterable[Seat], sample: Sample, critical_percent: float) -> int:
+    """Negative where more is granted than there is: an eviction has to make up for that first."""
+    distance = min(int(one.total * critical_percent / 100) - one.used for one in sample.readings)
+    return distance - _claims(seats)
+
+
+def _claims(seats: Iterable[Seat]) -> int:
+    return sum(seat.claim_bytes for seat in seats)
+
+
+def _blocker(seat: Seat) -> str:
+    if seat.leaving:
+        return f"{seat.name} is still being unloaded"
+    if not seat.loaded:
+        return f"{seat.name} is loading"
+    if not seat.idle:
+        return f"{seat.name} is busy"
+    return f"{seat.name} is pinned" if seat.pinned else f"{seat.name} has only just been loaded"

@@ -1,0 +1,70 @@
+"""The system's own signs of memory pressure. They come late, so they only ever raise a level."""
+
+import errno
+import re
+from pathlib import Path
+
+from plimsoll.memory.sample import Level
+from plimsoll.memory.sources.darwin import DarwinApi
+from plimsoll.memory.sources.files import OpenFile, required
+
+_STALLED_PERCENT = 10.0
+_PAGES_PER_S = 1000.0
+# Swapping comes in bursts: over a tenth of a second 100 pages would already look like a storm.
+_WINDOW_S = 1.0
+_SOME_AVG10 = re.compile(rb"^some avg10=(\d+(?:\.\d+)?) ", re.MULTILINE)
+
+
+class Stalls:
+    """Linux PSI: the share of the last 10 s in which some task waited for memory, as a level."""
+
+    def __init__(self, proc: Path) -> None:
+        self._file = OpenFile(proc / "pressure" / "memory")
+
+    def __call__(self) -> Level:
+        try:
+            text = self._file.read()
+        except OSError as error:
+            # Not built in, or switched off (psi=0): then there is nothing to read, and nothing broken.
+            if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:
+                return Level.NORMAL
+            raise
+        found = _SOME_AVG10.search(text)
+        if not found:
+            raise ValueError("no avg10 of some")
+        return Level.WARNING if float(found[1]) > _STALLED_PERCENT else Level.NORMAL
+
+
+class SwapOut:
+    """Linux: pages written to swap per second, as a level; the rate of the last full second stands until the next."""
+
+    def __init__(self, proc: Path) -> None:
+        self._file = OpenFile(proc / "vmstat")
+        self._since: tuple[float, int] | None = None
+        self._level = Level.NORMAL
+
+    def __call__(self, time_s: float) -> Level:
+        try:
+            pages = required(self._file.read(), "pswpout")
+        except (OSError, ValueError) as error:
+            self._since, self._level = None, Level.NORMAL
+            if isinstance(error, FileNotFoundError):
+                return Level.NORMAL
+            raise
+        if self._since is None:
+            self._since = time_s, pages
+            return Level.NORMAL
+        elapsed_s, written = time_s - self._since[0], pages - self._since[1]
+        if elapsed_s >= _WINDOW_S:
+            self._since = time_s, pages
+            self._level = Level.WARNING if written > _PAGES_PER_S * elapsed_s else Level.NORMAL
+        return self._level
+
+
+def of_macos(darwin: DarwinApi) -> Level:
+    """The kernel's pressure level. Raises ``OSError``; ``ValueError`` for a level that it has no name for."""
+    level = darwin.pressure_level()
+    try:
+        return {1: Level.NORMAL, 2: Level.WARNING, 4: Level.CRITICAL}[level]
+    except KeyError:
+        raise ValueError(f"an unknown pressure level: {level}") from None

@@ -1,0 +1,140 @@
+"""What fits and whom to evict, on figures in GiB so that they can be checked in the head."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plimsoll.memory.plan import MIB, Need, Plan, Seat, clean_up_order, plan, room_bytes
+from plimsoll.memory.sample import Reading, Sample
+
+GIB = 1024**3
+
+
+def memory(used: float, total: float = 100, *more: Reading) -> Sample:
+    return Sample(0.0, (Reading("host", int(total * GIB), int(used * GIB)), *more))
+
+
+def seat(name: str, holds: float = 10, reserved: float | None = None, **flags: Any) -> Seat:
+    flags = {"idle": True, **flags}
+    granted = int((holds if reserved is None else reserved) * GIB)
+    return Seat(name, granted, int(holds * GIB), **flags)
+
+
+def ask(need: float, seats: list[Seat], sample: Sample) -> Plan:
+    return plan(int(need * GIB), seats, sample, critical_percent=95.0)
+
+
+def test_what_fits_is_loaded() -> None:
+    answer = ask(20, [], memory(used=50))
+    assert answer.verdict == "load"
+    assert answer.percent_after == 70.0
+
+
+def test_a_grant_counts_in_full_until_it_is_taken_or_given_back() -> None:
+    loading = seat("a", holds=5, reserved=40, loaded=False)
+    assert ask(20, [loading], memory(used=50)).verdict == "refuse"
+    assert ask(9, [loading], memory(used=50)).verdict == "load"
+
+
+def test_two_loads_can_not_both_take_the_same_free_bytes() -> None:
+    first = ask(30, [], memory(used=50))
+    second = ask(30, [seat("a", holds=0, reserved=30, loaded=False)], memory(used=50))
+    assert (first.verdict, second.verdict) == ("load", "refuse")
+
+
+def test_the_least_recently_used_goes_first_and_no_more_than_needed() -> None:
+    seats = [seat("new", last_used=3), seat("old", last_used=1), seat("middle", last_used=2)]
+    answer = ask(30, seats, memory(used=80))
+    assert answer.verdict == "evict"
+    assert answer.victims == ("old", "middle")
+
+
+@pytest.mark.parametrize(
+    "flag", [{"idle": False}, {"pinned": True}, {"fresh": True}, {"loaded": False}, {"leaving": True}]
+)
+def test_these_are_never_evicted_for_another(flag: dict[str, bool]) -> None:
+    answer = ask(30, [seat("a", holds=40, **flag)], memory(used=80))
+    assert answer.victims == ()
+    assert answer.verdict in ("refuse", "wait")
+
+
+def test_who_is_in_the_way_is_named() -> None:
+    seats = [seat("a", 20, idle=False), seat("b", 20, pinned=True), seat("c", 1)]
+    answer = ask(60, seats, memory(used=60))
+    assert answer.verdict == "refuse"
+    assert answer.blockers == ("a is busy", "b is pinned")
+
+
+def test_what_leaves_already_is_waited_for() -> None:
+    assert ask(30, [seat("a", holds=40, leaving=True)], memory(used=80)).verdict == "wait"
+
+
+def test_what_can_never_fit_evicts_nobody() -> None:
+    answer = ask(96, [seat("a", holds=40)], memory(used=60))
+    assert answer.verdict == "never"
+    assert answer.victims == ()
+
+
+def test_the_tightest_source_decides() -> None:
+    limit = Reading("limit", 16 * GIB, 10 * GIB)
+    assert ask(6, [], memory(50, 100, limit)).verdict == "refuse"
+    assert ask(16, [], memory(50, 100, limit)).verdict == "never"
+    assert ask(5, [], memory(50, 100, limit)).verdict == "load"
+
+
+def test_the_need_is_estimated_until_it_was_measured() -> None:
+    assert Need(weights_bytes=1000 * MIB, kv_bytes=50 * MIB).total_bytes == (1050 + 50 + 300) * MIB
+    assert Need(weights_bytes=1000 * MIB, measured_bytes=7 * MIB).total_bytes == 7 * MIB
+
+
+def test_a_normal_clean_up_keeps_the_last_used_the_busy_and_the_pinned() -> None:
+    seats = [seat("last", last_used=5), seat("old", last_used=1), seat("busy", last_used=2, idle=False)]
+    seats += [seat("pinned", last_used=3, pinned=True), seat("newer", last_used=4)]
+    assert [one.name for one in clean_up_order(seats, aggressive=False)] == ["old", "newer"]
+
+
+def test_a_model_that_still_loads_is_not_the_last_used_one_that_stays() -> None:
+    seats = [seat("a", last_used=1), seat("b", last_used=2), seat("loading", last_used=9, loaded=False)]
+    assert [one.name for one in clean_up_order(seats, aggressive=False)] == ["a"]
+
+
+def test_an_aggressive_clean_up_takes_all() -> None:
+    seats = [seat("a", pinned=True), seat("b", idle=False), seat("c", loaded=False)]
+    assert {one.name for one in clean_up_order(seats, aggressive=True)} == {"a", "b", "c"}
+
+
+SEATS = st.lists(
+    st.builds(
+        Seat,
+        name=st.text("abc", min_size=1, max_size=3),
+        reserved_bytes=st.integers(0, 50 * GIB),
+        footprint_bytes=st.integers(0, 50 * GIB),
+        last_used=st.floats(0, 100),
+        loaded=st.booleans(),
+        idle=st.booleans(),
+        pinned=st.booleans(),
+        fresh=st.booleans(),
+        leaving=st.booleans(),
+    ),
+    max_size=6,
+    unique_by=lambda one: one.name,
+)
+
+
+@given(st.integers(1, 120 * GIB), SEATS, st.floats(0, 110))
+def test_a_grant_never_passes_the_critical_line_and_a_plan_holds_what_it_promises(
+    need: int, seats: list[Seat], used: float
+) -> None:
+    sample = memory(used)
+    answer = plan(need, seats, sample, 95.0)
+    by_name = {one.name: one for one in seats}
+    if answer.verdict == "load":
+        assert need <= room_bytes(seats, sample, 95.0)
+    if answer.verdict == "evict":
+        assert all(by_name[name].evictable for name in answer.victims)
+        left = [one for one in seats if one.name not in answer.victims]
+        freed = sum(by_name[name].footprint_bytes for name in answer.victims)
+        after = Sample(0.0, (Reading("host", sample.binding.total, sample.binding.used - freed),))
+        assert plan(need, left, after, 95.0).verdict == "load"

@@ -1,0 +1,52 @@
+"""An unload is done when the memory is back, on a fake clock."""
+
+import msgspec
+
+from plimsoll.memory.reclaim import TIMEOUT_S, begin, judge
+from plimsoll.memory.sample import Reading, Sample
+
+GIB = 1024**3
+
+
+def at(time_s: float, used: float, limit_used: float = 0) -> Sample:
+    return Sample(
+        time_s, (Reading("host", 100 * GIB, int(used * GIB)), Reading("limit", 100 * GIB, int(limit_used * GIB)))
+    )
+
+
+LEAVING = begin("a", "idle", 10 * GIB, at(0, used=60), now=0.0)
+GONE = msgspec.structs.replace(LEAVING, exited_at=1.0)
+
+
+def test_nothing_is_verified_while_the_process_lives() -> None:
+    assert judge(LEAVING, at(5, used=10), now=5.0) is None
+
+
+def test_a_sample_from_before_the_exit_says_nothing() -> None:
+    assert judge(GONE, at(0.9, used=50), now=1.0) is None
+
+
+def test_half_of_the_expected_bytes_verify_it() -> None:
+    outcome = judge(GONE, at(1.1, used=55), now=1.1)
+    assert outcome is not None
+    assert outcome.verified
+    assert outcome.freed_bytes == 5 * GIB
+    assert outcome.milliseconds == 1100
+
+
+def test_less_is_waited_for_and_then_said_plainly() -> None:
+    assert judge(GONE, at(1.1, used=58), now=1.1) is None
+    outcome = judge(GONE, at(1.2 + TIMEOUT_S, used=58), now=1.2 + TIMEOUT_S)
+    assert outcome is not None
+    assert not outcome.verified
+    assert outcome.freed_bytes == 2 * GIB
+
+
+def test_it_is_measured_by_the_source_that_was_binding_then() -> None:
+    assert judge(GONE, at(1.1, used=50, limit_used=99), now=1.1) is not None
+
+
+def test_growth_elsewhere_does_not_hide_for_ever_that_the_process_is_gone() -> None:
+    outcome = judge(GONE, at(2 + TIMEOUT_S, used=70), now=2 + TIMEOUT_S)
+    assert outcome is not None
+    assert outcome.freed_bytes == -10 * GIB
