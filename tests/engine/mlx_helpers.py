@@ -1,0 +1,109 @@
+"""What the MLX engine's tests share; loaded by path, for tests/ is no package."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm import stream_generate
+from mlx_lm.utils import load_model, load_tokenizer
+
+from plimsoll.engine.mlx_engine import MlxEngine
+from plimsoll.engine.protocol import ChatRequest, EngineOptions, PrefillProgress, Sampling, Step
+
+GREEDY = Sampling(temperature=0)
+
+
+def tiny_llama():
+    spec = importlib.util.spec_from_file_location("tiny_llama", Path(__file__).parents[1] / "tiny_llama.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def open_engine(folder, **options):
+    """A loaded engine, and in ``engine.info`` what it says of itself."""
+    engine = MlxEngine(EngineOptions(**{"cache_dir": "", "budget_bytes": 1 << 30, **options}))
+    engine.info = engine.load(Path(folder), lambda *_: None)
+    return engine
+
+
+def request(text, sampling=GREEDY, **rest):
+    return ChatRequest([{"role": "user", "content": text}], sampling, **rest)
+
+
+class Run:
+    """Drives an engine and keeps what came out: text, tokens, ending and usage by request id."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.texts, self.counts, self.reasons, self.usage, self.prefill, self.tokens = {}, {}, {}, {}, {}, {}
+        self._names = {}
+
+    def submit(self, name, chat):
+        self.engine.submit(name, self.engine.prepare(chat))
+        return self
+
+    def step(self):
+        for event in self._recorded_step():
+            if isinstance(event, PrefillProgress):
+                self.prefill.setdefault(event.id, []).append((event.done, event.total))
+            if isinstance(event, Step):
+                self._note(event)
+
+    def finish(self):
+        while self.engine.busy():
+            self.step()
+        return self
+
+    def _note(self, event):
+        for name, text, count in event.texts:
+            assert name not in self.reasons, "text after the ending"
+            self.texts[name] = self.texts.get(name, "") + text
+            self.counts[name] = count
+        for name, reason, usage in event.endings:
+            assert name not in self.reasons, "two endings"
+            self.reasons[name] = reason
+            self.usage[name] = usage
+
+    def _recorded_step(self):
+        """One step; token ids are seen where the engine turns them into text."""
+        engine = self.engine
+        take = engine._take
+
+        def recording(response, texts, endings):
+            live = engine._live[response.uid]
+            if response.finish_reason != "stop":
+                self.tokens.setdefault(live.id, []).append(response.token)
+            take(response, texts, endings)
+
+        engine._take = recording
+        try:
+            return engine.step()
+        finally:
+            del engine._take
+
+
+def answer(engine, chat):
+    """Text of one request that runs alone."""
+    return Run(engine).submit("only", chat).finish().texts["only"]
+
+
+@functools.cache
+def reference_model(folder):
+    """The model as mlx-lm alone loads it, with float32 parameters."""
+    model, config = load_model(Path(folder), lazy=True)
+    model.set_dtype(mx.float32)
+    return model, load_tokenizer(Path(folder), eos_token_ids=config.get("eos_token_id"))
+
+
+def reference(folder, text, max_tokens):
+    """Greedy tokens and text of mlx_lm.stream_generate."""
+    model, tokenizer = reference_model(str(folder))
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
+    tokens, shown = [], ""
+    for response in stream_generate(model, tokenizer, prompt, max_tokens=max_tokens):
+        shown += response.text
+        if response.finish_reason != "stop":
+            tokens.append(response.token)
+    return tokens, shown
