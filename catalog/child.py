@@ -1,0 +1,44 @@
+"""Child processes that end with their parent: the parent's side of ``lifeline``."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+
+_TICK_S = 0.25
+
+
+def run(module: str, *arguments: str, env: Mapping[str, str] | None = None, tick: Callable[[], None]) -> str | None:
+    """Run ``python -m module arguments``; ``tick`` is called every quarter second meanwhile.
+
+    Returns ``None``, or where it failed the last line it wrote to stderr. Raises ``OSError`` where it can't be started.
+    """
+    command = [sys.executable, "-P", "-m", "plimsoll.catalog.lifeline", module, *arguments]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments, no shell
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **(env or {})}
+        )
+        try:
+            while process.poll() is None:
+                tick()
+                try:
+                    process.wait(_TICK_S)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdin:
+                process.stdin.close()
+        if process.returncode == 0:
+            return None
+        errors.seek(0)
+        return _last_line(errors.read().decode("utf-8", "replace")) or f"it ended with exit code {process.returncode}"
+
+
+def _last_line(text: str) -> str:
+    """The last line, but pip's ERROR line where there is one: hints follow it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    marked = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return (marked or lines or [""])[-1]

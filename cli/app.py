@@ -1,0 +1,143 @@
+"""The command line. Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 no server reached."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from plimsoll import __version__, config, logs
+from plimsoll.catalog import Catalog, default_cache_dir
+from plimsoll.cli import chat, listing
+from plimsoll.cli.client import Client, Unreachable
+from plimsoll.config import Config
+from plimsoll.errors import PlimsollError
+
+app = typer.Typer(
+    name="plimsoll",
+    help="An MLX API server that does not run out of memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file.", metavar="FILE")]
+Url = Annotated[
+    str | None, typer.Option("--url", envvar="PLIMSOLL_URL", help="The server; default: as the config says.")
+]
+
+
+def main() -> None:
+    """Run, with every expected error as one line on stderr."""
+    try:
+        app()
+    except Unreachable as error:
+        _fail(error, 3)
+    except PlimsollError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = None,
+    file: ConfigFile = None,
+) -> None:
+    """Start the server."""
+    from plimsoll.cli.install import fetch_builtin_model  # noqa: PLC0415 - the same
+    from plimsoll.http import server  # noqa: PLC0415 - 0.1 s that no other command needs
+
+    effective = config.load(file)
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    effective = msgspec.structs.replace(effective, server=msgspec.structs.replace(effective.server, **given))
+    logs.configure(effective.logging.level)
+    catalog = Catalog(effective.models)
+    # Bind before the fetch: a port in use should not show after a minute.
+    with server.bind(effective.server.host, effective.server.port) as sock:
+        if effective.models.builtin:
+            fetch_builtin_model(effective)
+        server.serve(effective, catalog, sock)
+
+
+@app.command(name="chat")
+def chat_command(
+    model: Annotated[str | None, typer.Argument(help="Model; default: the server's first.")] = None,
+    prompt: Annotated[str | None, typer.Option("--once", help="Answer this and leave.", metavar="PROMPT")] = None,
+    url: Url = None,
+    file: ConfigFile = None,
+) -> None:
+    """Talk with a model; a prompt may also come by a pipe."""
+    client = _client(url, file)
+    name = model or chat.pick_model(client)
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read().strip()
+        if not prompt:
+            raise typer.BadParameter("the prompt on stdin is empty")
+    if prompt is None:
+        chat.converse(client, name)
+    else:
+        chat.once(client, name, prompt)
+
+
+@app.command()
+def models(url: Url = None, file: ConfigFile = None) -> None:
+    """List the models that the configuration offers."""
+    effective = config.load(file)
+    states: dict[str, str] = {}
+    try:
+        states = {one["name"]: one["state"] for one in _running(Client(url or _default_url(effective)))}
+    except PlimsollError:
+        typer.echo("(no server is running: states are not known)", err=True)
+    catalog = Catalog(effective.models)
+    typer.echo(listing.models_table(catalog, default_cache_dir(effective), states))
+
+
+@app.command()
+def ps(
+    url: Url = None,
+    file: ConfigFile = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the models that are loaded, loading or leaving."""
+    running = [one for one in _running(_client(url, file)) if one["state"] not in ("cold", "stopped")]
+    typer.echo(json.dumps(running, indent=2) if as_json else listing.ps_table(running))
+
+
+@app.command()
+def check(file: ConfigFile = None) -> None:
+    """Check the configuration and print what is in force."""
+    path = config.find_user_file(file)
+    effective = config.load(file)
+    Catalog(effective.models)
+    typer.echo(f"# {path or 'defaults; there is no configuration file'}")
+    typer.echo(config.to_yaml(effective), nl=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _client(url: str | None, file: Path | None) -> Client:
+    return Client(url or _default_url(config.load(file)))
+
+
+def _default_url(effective: Config) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(effective.server.host, effective.server.host)  # noqa: S104
+    return f"http://[{host}]:{effective.server.port}" if ":" in host else f"http://{host}:{effective.server.port}"
+
+
+def _running(client: Client) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get("/admin/models")["models"]
+    return found
+
+
+def _fail(error: PlimsollError, code: int) -> None:
+    typer.echo(f"plimsoll: {error.message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,91 @@
+"""Administration: which models there are and how they are, load one, unload one."""
+
+import time
+from typing import Annotated, Any
+from urllib.parse import unquote
+
+import msgspec
+from sanic import HTTPResponse
+from sanic.exceptions import NotFound
+
+from plimsoll.actors.messages import GetStatus, LoadModel, ModelStatus, State, UnloadModel
+from plimsoll.errors import Unavailable
+from plimsoll.http.errors import respond
+from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.http.openai_request import decode
+from plimsoll.http.stream import ask
+
+_STATUS_TIMEOUT_S = 5.0
+
+
+class UnloadBody(msgspec.Struct):
+    grace_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] | None = None
+
+
+_unload_bodies = msgspec.json.Decoder(UnloadBody)
+
+
+def add_routes(app: App, front: Front) -> None:
+    """Register this module's endpoints."""
+    api = _Admin(front)
+    app.add_route(api.models, "/admin/models", methods=["GET", "HEAD"], name="admin_models")
+    # The name may hold slashes, so the verb at the end is split off by hand.
+    app.add_route(api.act, "/admin/models/<rest:path>", methods=["POST"], name="admin_act")
+
+
+class _Admin:
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def models(self, _request: AnyRequest) -> HTTPResponse:
+        try:
+            status = await ask(self._front.supervisor, GetStatus, _STATUS_TIMEOUT_S)
+        except TimeoutError:
+            text = f"the supervisor did not answer within {_STATUS_TIMEOUT_S:g} s"
+            raise Unavailable(text, retry_after_s=5) from None
+        known = {one.name: one for one in status.models}
+        cold = [ModelStatus(name, State.COLD) for name in self._front.catalog.names() if name not in known]
+        bodies = [model_body(one) for one in [*known.values(), *cold]]
+        return respond(200, {"models": sorted(bodies, key=lambda body: str(body["name"]))})
+
+    async def act(self, request: AnyRequest, rest: str) -> HTTPResponse:
+        name, _, verb = unquote(rest).rpartition("/")
+        if not name or verb not in ("load", "unload"):
+            raise NotFound
+        self._front.catalog.find(name)
+        # No time limit: loads take what they take. The client's going ends neither.
+        if verb == "load":
+            status = await ask(self._front.supervisor, lambda reply: LoadModel(name, reply))
+        else:
+            grace_s = self._grace_s(request)
+            status = await ask(self._front.supervisor, lambda reply: UnloadModel(name, reply, grace_s))
+        return respond(200, model_body(status))
+
+    def _grace_s(self, request: AnyRequest) -> float:
+        body: UnloadBody = decode(request.body, _unload_bodies) if request.body else UnloadBody()
+        return self._front.config.memory.critical_grace if body.grace_s is None else body.grace_s
+
+
+def model_body(status: ModelStatus) -> dict[str, Any]:
+    """One model; the actor's monotonic times are turned into ages and a countdown, in seconds."""
+    idle_s = time.monotonic() - status.last_used if status.last_used else None
+    resting = status.state is State.READY and not status.pinned
+    unload_in_s = None
+    if resting and idle_s is not None and status.idle_ttl_s is not None:
+        unload_in_s = round(max(0.0, status.idle_ttl_s - idle_s), 1)
+    return {
+        "name": status.name,
+        "state": status.state,
+        "active": status.active,
+        "queued": status.queued,
+        "pinned": status.pinned,
+        "pid": status.pid,
+        "idle_s": None if idle_s is None else round(idle_s, 1),
+        "idle_ttl_s": None if status.idle_ttl_s is None else float(status.idle_ttl_s),
+        "unload_in_s": unload_in_s,
+        "stage": status.stage or None,
+        "done_bytes": status.done_bytes,
+        "total_bytes": status.total_bytes,
+        "info": msgspec.to_builtins(status.info) if status.info else None,
+        "error": status.error or None,
+    }

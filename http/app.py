@@ -1,0 +1,56 @@
+"""The Sanic application: routes, errors, limits."""
+
+import asyncio
+import itertools
+
+from sanic import Sanic
+from sanic.config import Config as SanicConfig
+
+from plimsoll.config import Config
+from plimsoll.http import admin, health, openai
+from plimsoll.http.errors import JsonErrors
+from plimsoll.http.front import Actors, App, Front, ModelCatalog
+
+# Sanic's response timeout is the longest gap between two sends; loads and prefills have no bound of their own.
+_NO_LIMIT_S = 10 * 365 * 86400
+_HEADER_TIMEOUT_S = 60
+_numbers = itertools.count(1)
+
+
+def build(config: Config, system: Actors, catalog: ModelCatalog) -> App:
+    """The app, with its ``Front`` at ``app.ctx.front``. Actors start before it serves and stop after."""
+    # Sanic keeps a registry of names, and reads SANIC_* from the environment unless told not to.
+    app: App = Sanic(
+        f"plimsoll-{next(_numbers)}",
+        config=SanicConfig(env_prefix=None),
+        error_handler=JsonErrors(),
+        configure_logging=False,
+    )
+    app.config.update(
+        {
+            "REQUEST_MAX_SIZE": int(config.server.max_body),
+            "REQUEST_TIMEOUT": _HEADER_TIMEOUT_S,
+            "RESPONSE_TIMEOUT": _NO_LIMIT_S,
+            "KEEP_ALIVE_TIMEOUT": 120,
+            "ACCESS_LOG": False,
+            "MOTD": False,
+            "AUTO_EXTEND": False,
+        }
+    )
+    front = Front(config, system, catalog)
+    app.ctx.front = front
+    app.register_middleware(front.refuse_when_stopping, "request")
+    for part in (openai, health, admin):
+        part.add_routes(app, front)
+
+    # Both block, the one on starting threads and the other on workers that end.
+    async def start_actors(_app: App) -> None:
+        await asyncio.to_thread(system.start)
+
+    async def stop_actors(_app: App) -> None:
+        # Answers had their grace before: what is open now is ended.
+        await asyncio.to_thread(system.stop, 0.0)
+
+    app.register_listener(start_actors, "before_server_start")
+    app.register_listener(stop_actors, "after_server_stop")
+    return app

@@ -1,0 +1,90 @@
+"""Every error as OpenAI's envelope: our own tree, Sanic's exceptions, and what nobody expected."""
+
+import asyncio
+import logging
+import math
+from typing import Any
+
+import msgspec
+from sanic import HTTPResponse
+from sanic.exceptions import MethodNotAllowed, NotFound, PayloadTooLarge, SanicException
+from sanic.handlers import ErrorHandler
+from sanic.response import raw
+
+from plimsoll.errors import BodyTooLarge, InsufficientMemory, InternalError, PlimsollError
+from plimsoll.http.front import AnyRequest
+
+_log = logging.getLogger("plimsoll.http")
+
+# A refused body up to this size is read and dropped, so that its sender sees the 413 instead of a reset connection.
+_SWALLOWED_BYTES = 1 << 30
+_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    415: "unsupported_media_type",
+    417: "expectation_failed",
+}
+
+
+def envelope(error: PlimsollError) -> dict[str, Any]:
+    """``{"error": {message, type, param, code}}``; memory figures go under ``error.memory``."""
+    body: dict[str, Any] = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    if isinstance(error, InsufficientMemory) and error.details:
+        body["memory"] = error.details
+    return {"error": body}
+
+
+def as_plimsoll(error: BaseException, where: str) -> PlimsollError:
+    """``error`` if it is one of ours; anything else is logged with its traceback and told as ``InternalError``."""
+    if isinstance(error, PlimsollError):
+        return error
+    _log.error("unexpected %s in %s", type(error).__name__, where, exc_info=error)
+    return InternalError("an internal error happened; the server's log has the details")
+
+
+class JsonErrors(ErrorHandler):
+    """Sanic's error handler with one answer shape for everything."""
+
+    def default(self, request: AnyRequest, exception: BaseException) -> HTTPResponse:
+        if isinstance(exception, PayloadTooLarge):
+            return self._too_large(request, exception)
+        if isinstance(exception, SanicException):
+            return _of_sanic(request, exception)
+        if isinstance(exception, asyncio.CancelledError):
+            return HTTPResponse(status=499)  # the client is gone: nobody reads this
+        error = as_plimsoll(exception, f"{request.method} {request.path}")
+        return respond(error.status, envelope(error), _retry_after(error.retry_after_s))
+
+    def _too_large(self, request: AnyRequest, exception: SanicException) -> HTTPResponse:
+        limit = request.app.config.REQUEST_MAX_SIZE
+        text = str(exception)
+        if "body" in text:
+            text = f"the request body is larger than the {limit} bytes that server.max_body allows"
+            stream: Any = request.stream
+            stream.request_max_size = stream.protocol.request_max_size = _SWALLOWED_BYTES
+        error = BodyTooLarge(text)
+        return respond(error.status, envelope(error))
+
+
+def respond(status: int, body: Any, headers: dict[str, str] | None = None) -> HTTPResponse:
+    """A JSON response."""
+    return raw(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def _of_sanic(request: AnyRequest, error: SanicException) -> HTTPResponse:
+    status = error.status_code or 500
+    text = str(error)
+    if isinstance(error, NotFound):
+        text = f"there is no {request.path} here"
+    elif isinstance(error, MethodNotAllowed):
+        text = f"{request.path} does not take {request.method}"
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    code = _CODES.get(status, "unavailable" if status == 503 else "internal_error")
+    body = {"error": {"message": text, "type": kind, "param": None, "code": code}}
+    return respond(status, body, {key: str(value) for key, value in error.headers.items()})
+
+
+def _retry_after(seconds: float | None) -> dict[str, str]:
+    return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}

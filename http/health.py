@@ -1,0 +1,115 @@
+"""Health: the memory figures and the state of the server, for people, probes and load balancers."""
+
+import time
+from typing import Any
+
+import psutil
+from sanic import HTTPResponse
+
+from plimsoll import __version__
+from plimsoll.actors.messages import GetStatus, ModelStatus, State, Status
+from plimsoll.errors import PlimsollError
+from plimsoll.http.errors import respond
+from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.http.stream import ask
+from plimsoll.memory import sources
+from plimsoll.memory.sample import Level, Sample
+
+_TIMEOUT_S = 1.0
+_GB = 2**30
+_NAMES = {Level.NORMAL: "healthy", Level.WARNING: "warning", Level.CRITICAL: "critical", Level.EMERGENCY: "critical"}
+
+
+def add_routes(app: App, front: Front) -> None:
+    """Register this module's endpoints."""
+    api = _Health(front)
+    for handler, path in ((api.health, "/health"), (api.live, "/health/live"), (api.ready, "/health/ready")):
+        app.add_route(handler, path, methods=["GET", "HEAD"], name=f"health_{handler.__name__}")
+
+
+class _Health:
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def health(self, _request: AnyRequest) -> HTTPResponse:
+        body = health_body(self._front, await _status(self._front))
+        return respond(503 if body["status"] == "critical" else 200, body)
+
+    async def live(self, _request: AnyRequest) -> HTTPResponse:
+        return respond(200, {"status": "alive"})
+
+    async def ready(self, _request: AnyRequest) -> HTTPResponse:
+        status = await _status(self._front)
+        reasons = [status] if isinstance(status, str) else []
+        if isinstance(status, Status) and status.admission == "closed":
+            reasons.append("admission is closed until memory is back")
+        if self._front.stopping or (isinstance(status, Status) and status.stopping):
+            reasons.append("the server is shutting down")
+        return respond(503 if reasons else 200, {"status": "not ready" if reasons else "ready", "reasons": reasons})
+
+
+async def _status(front: Front) -> Status | str:
+    """The supervisor's status, or the sentence that says why there is none."""
+    try:
+        status = await ask(front.supervisor, GetStatus, _TIMEOUT_S)
+    except TimeoutError:
+        return f"the supervisor did not answer within {_TIMEOUT_S:g} s"
+    except PlimsollError as error:
+        return error.message
+    return status if isinstance(status, Status) else f"the supervisor answered with {type(status).__name__}"
+
+
+def health_body(front: Front, status: Status | str) -> dict[str, Any]:
+    """The body of ``GET /health``; without a ``Status`` the figures are read here and the server is degraded."""
+    known = status if isinstance(status, Status) else None
+    problems = [str(status)] if known is None else list(known.problems)
+    sample, more = _sample(known)
+    problems += more
+    name = "healthy" if known is None else _NAMES[known.level]
+    if problems and name != "critical":
+        name = "degraded"
+    return {
+        "status": name,
+        "memory": _memory(front, sample),
+        "binding_source": sample.binding.source if sample else None,
+        "level": known.level.name.lower() if known else None,
+        "admission": known.admission if known else None,
+        "stopping": front.stopping or bool(known and known.stopping),
+        "models": [_model(one) for one in known.models if one.state is not State.COLD] if known else [],
+        "problems": problems,
+        "version": __version__,
+        "uptime_s": round(time.monotonic() - front.started_s, 1),
+    }
+
+
+def _sample(status: Status | None) -> tuple[Sample | None, list[str]]:
+    if status is not None and status.sample is not None:
+        return status.sample, []
+    try:
+        return sources.sample(), []
+    except (OSError, psutil.Error) as error:
+        return None, [f"memory can't be read: {error}"]
+
+
+def _memory(front: Front, sample: Sample | None) -> dict[str, float | None]:
+    # The seed's GB are 2**30 bytes.
+    binding = sample.binding if sample else None
+    return {
+        "used_percent": round(binding.percent, 1) if binding else None,
+        "available_gb": round(binding.available / _GB, 2) if binding else None,
+        "total_gb": round(binding.total / _GB, 2) if binding else None,
+        "warning_threshold": front.config.memory.warning_percent,
+        "critical_threshold": front.config.memory.critical_percent,
+    }
+
+
+def _model(status: ModelStatus) -> dict[str, Any]:
+    info = status.info
+    return {
+        "name": status.name,
+        "state": status.state,
+        "active": status.active,
+        "queued": status.queued,
+        "device": info.device if info else None,
+        "blas": info.blas or None if info else None,
+    }

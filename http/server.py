@@ -1,0 +1,177 @@
+"""From a free port to the last answer: bind, serve, drain, stop.
+
+Sanic's own runner is not used: on SIGTERM it first refuses connections and then waits for idle keep-alive ones, and
+it cancels running answers. Its server is, through ``sanic.server.serve``.
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from sanic import Sanic
+from sanic.application.state import ApplicationServerInfo
+from sanic.http.constants import HTTP, Stage
+from sanic.server import serve as sanic_server
+
+from plimsoll.actors.system import ActorSystem
+from plimsoll.catalog import BUILTIN, Catalog
+from plimsoll.config import Config
+from plimsoll.errors import ConfigError
+from plimsoll.http.app import build
+from plimsoll.http.front import App, Front
+
+_log = logging.getLogger("plimsoll.http")
+_BACKLOG = 2048
+# For answers that the stopping actors have just failed, and for the last bytes to leave.
+_LAST_WORDS_S = 1.0
+
+
+def serve(config: Config, catalog: Catalog, sock: socket.socket) -> None:
+    """Serve on ``sock`` (from ``bind``) until SIGTERM or SIGINT."""
+    app = build(config, ActorSystem(config, catalog), catalog)
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            front: Front = app.ctx.front
+            runner.run(run(app, sock, lambda stop: _on_signals(front, stop), lambda: _announce(front, sock)))
+    finally:
+        Sanic.unregister_app(app)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 means any free one. Raises ``ConfigError`` saying what to do."""
+    where = f"{host}:{port}"
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ConfigError(f"server.host: {host!r} is not an address of this machine: {error.strerror}") from None
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        todo = {
+            errno.EADDRINUSE: f"in use; stop what listens there (lsof -i :{port}) or choose another with --port",
+            errno.EACCES: "not allowed for this user; choose one above 1023 with --port",
+            errno.EADDRNOTAVAIL: "not an address of this machine; choose another with --host",
+        }.get(error.errno or 0, f"not to be had: {error.strerror}")
+        raise ConfigError(f"{where} is {todo}") from None
+    sock.setblocking(False)
+    return sock
+
+
+async def run(
+    app: App, sock: socket.socket, on_start: Callable[[Callable[[], None]], None], on_serving: Callable[[], None]
+) -> None:
+    """Serve on ``sock`` until the function that ``on_start`` was given is called, then drain and stop."""
+    front: Front = app.ctx.front
+    stop = asyncio.Event()
+    connections: set[Any] = set()
+    # Without this Sanic sends an empty alt-svc header.
+    app.state.server_info.append(ApplicationServerInfo({"version": HTTP.VERSION_1}))
+    server = sanic_server(
+        None,
+        None,
+        app,
+        sock=sock,
+        loop=asyncio.get_running_loop(),
+        backlog=_BACKLOG,
+        run_async=True,
+        connections=connections,
+    )
+    on_start(stop.set)
+    await server.startup()
+    await server.before_start()
+    try:
+        await server
+        await server.after_start()
+        on_serving()
+        await stop.wait()
+        front.stopping = True
+        _log.info(
+            "stopping: running answers have %g s; a second signal ends them at once", front.config.server.shutdown_grace
+        )
+        if not await front.drained(front.config.server.shutdown_grace):
+            _log.warning("stopping: some answers were still running and are ended now")
+    finally:
+        front.stopping = True
+        await server.before_stop()
+        await server.after_stop()
+        await _close(server, connections)
+    _log.info("stopped")
+
+
+async def _close(server: Any, connections: set[Any]) -> None:
+    if server.server is not None:
+        server.server.close()
+    await _until(lambda: not any(_is_busy(connection) for connection in connections))
+    # Not wait_closed(): since Python 3.12 it waits for idle keep-alive connections, which nobody would close.
+    for connection in list(connections):
+        connection.close()
+    await _until(lambda: not connections)
+    for connection in list(connections):
+        connection.abort()
+
+
+def _is_busy(connection: Any) -> bool:
+    return connection.http is not None and connection.http.stage in (Stage.HANDLER, Stage.RESPONSE)
+
+
+async def _until(done: Callable[[], bool]) -> None:
+    """Poll, for what Sanic tells nobody, up to ``_LAST_WORDS_S``."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_WORDS_S):
+            while not done():  # noqa: ASYNC110 - as said
+                await asyncio.sleep(0.01)
+
+
+def _on_signals(front: Front, stop: Callable[[], None]) -> None:
+    """The first SIGTERM or SIGINT drains, the second ends at once; workers end by themselves with us."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    loop = asyncio.get_running_loop()
+
+    def caught(number: int) -> None:
+        if front.stopping:
+            logging.shutdown()
+            os._exit(128 + number)
+        front.stopping = True
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, caught, number)
+
+
+def _announce(front: Front, sock: socket.socket) -> None:
+    host, port = sock.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - shown, not bound
+    url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    _log.info("listening on %s", url)
+    print(_try_line(url, front.catalog.names()), flush=True)  # noqa: T201 - for the person at the terminal
+
+
+def _try_line(url: str, names: list[str]) -> str:
+    """A command that can be pasted."""
+    if not names:
+        return f"curl {url}/health"
+    name = BUILTIN.name if BUILTIN.name in names else names[0]
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]})
+    return f"curl {url}/v1/chat/completions -d '{body}'"
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Uvloop where there is one."""
+    try:
+        import uvloop  # noqa: PLC0415 - absent on some platforms
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

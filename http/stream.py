@@ -1,0 +1,170 @@
+"""The asyncio end of ``Reply``: items from actor threads, and requests that always end or are cancelled."""
+
+import asyncio
+import contextlib
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Self
+
+import pykka
+
+from plimsoll.actors.messages import Cancel, Chat, Failed, Finished, Ref, Reply, Waiting
+from plimsoll.engine.protocol import ChatRequest
+from plimsoll.errors import Unavailable
+
+# How often a waiting request looks whether the supervisor is still there to answer it.
+_ALIVE_CHECK_S = 5.0
+
+
+class Inbox:
+    """A ``Reply`` whose items are awaited on the loop that made it.
+
+    ``send`` may be called from any thread. The loop is woken once per batch: only when somebody waits, and not again
+    until they have waited again.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._items: deque[Any] = deque()
+        self._waiting = False
+        self._closed = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def send(self, item: Any) -> None:
+        if self._closed:
+            return
+        # Append before reading the flag; the waiter sets the flag before it looks: one of the two sees the other.
+        self._items.append(item)
+        if self._waiting:
+            self._waiting = False
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
+                self._loop.call_soon_threadsafe(self._wake)
+
+    async def next_batch(self, timeout_s: float | None = None) -> list[Any]:
+        """Everything that has come since the last call, in order; an empty list after ``timeout_s`` of silence."""
+        self._waiting = True
+        if not self._items:
+            await self._wait(timeout_s)
+        self._waiting = False
+        return self.take()
+
+    def take(self) -> list[Any]:
+        """What is there now, without waiting."""
+        return [self._items.popleft() for _ in range(len(self._items))]
+
+    def close(self) -> None:
+        """Drop what is still coming."""
+        self._closed = True
+        self._items.clear()
+
+    async def _wait(self, timeout_s: float | None) -> None:
+        self._waiter = self._loop.create_future()
+        timer = None if timeout_s is None else self._loop.call_later(max(0.0, timeout_s), self._wake)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+async def ask(supervisor: Ref, make_message: Callable[[Reply], Any], timeout_s: float | None = None) -> Any:
+    """Tell the message and await its one answer; ``Waiting`` is skipped.
+
+    Raises:
+        TimeoutError: no answer within ``timeout_s``.
+        PlimsollError: the answer was ``Failed``, or the supervisor is gone.
+
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout_s is None else loop.time() + timeout_s
+    inbox = Inbox()
+    try:
+        tell(supervisor, make_message(inbox))
+        while True:
+            left_s = _ALIVE_CHECK_S if deadline is None else deadline - loop.time()
+            batch = await inbox.next_batch(left_s)
+            for item in batch:
+                if isinstance(item, Failed):
+                    raise item.error
+                if not isinstance(item, Waiting):
+                    return item
+            if deadline is not None and loop.time() >= deadline:
+                raise TimeoutError
+            if not batch:
+                check_alive(supervisor)
+    finally:
+        inbox.close()
+
+
+def tell(supervisor: Ref, message: Any) -> None:
+    """``supervisor.tell`` with a dead supervisor as ``Unavailable``."""
+    try:
+        supervisor.tell(message)
+    except pykka.ActorDeadError:
+        raise _gone() from None
+
+
+def check_alive(supervisor: Ref) -> None:
+    """Raise ``Unavailable`` when nobody is left to answer."""
+    if not supervisor.is_alive():
+        raise _gone()
+
+
+def _gone() -> Unavailable:
+    return Unavailable("the server's supervisor is not running; restart the server", retry_after_s=5)
+
+
+class Answer:
+    """One chat on its way. Leaving the ``async with`` before its ending has come tells ``Cancel``."""
+
+    def __init__(self, supervisor: Ref, model: str, request: ChatRequest) -> None:
+        self.id = uuid.uuid4().hex
+        self.model = model
+        self._supervisor = supervisor
+        self._request = request
+        self._inbox = Inbox()
+        self._ended = False
+
+    async def __aenter__(self) -> Self:
+        tell(self._supervisor, Chat(self.id, self.model, self._request, self._inbox))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._note(self._inbox.take())
+        self._inbox.close()
+        if not self._ended:
+            with contextlib.suppress(pykka.ActorDeadError):
+                self._supervisor.tell(Cancel(self.id, self.model))
+
+    async def batches(self, silence_s: Callable[[], float] | None = None) -> AsyncIterator[list[Any]]:
+        """Batches of ``Waiting``, ``Delta`` and the ending.
+
+        An empty list says that ``silence_s()`` seconds went by without an item.
+
+        Raises:
+            PlimsollError: the chat ended with ``Failed`` (after what came before it was yielded).
+
+        """
+        while not self._ended:
+            batch = await self._inbox.next_batch(silence_s() if silence_s else _ALIVE_CHECK_S)
+            self._note(batch)
+            if not batch:
+                check_alive(self._supervisor)
+            failed = batch.pop() if batch and isinstance(batch[-1], Failed) else None
+            if batch or failed is None:
+                yield batch
+            if failed is not None:
+                raise failed.error
+
+    def _note(self, batch: list[Any]) -> None:
+        if batch and isinstance(batch[-1], Finished | Failed):
+            self._ended = True

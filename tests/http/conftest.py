@@ -1,0 +1,218 @@
+"""The real app on a real socket, with scripted actors behind it."""
+
+import asyncio
+import contextlib
+import functools
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import httpx
+import msgspec
+import openai
+import pykka
+import pytest
+from sanic import Sanic
+
+from plimsoll import config as configuration
+from plimsoll.actors import messages as m
+from plimsoll.engine.protocol import Usage
+from plimsoll.errors import UnknownModel
+from plimsoll.http.app import build
+from plimsoll.http.server import bind, new_loop, run
+from plimsoll.memory.sample import Level, Reading, Sample
+
+GB = 2**30
+DEADLINE_S = 10
+USAGE = Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1)
+# Sanic rewrites its own methods when an app starts; only in this mode can a second app start in the same process.
+Sanic.test_mode = True
+Script = Callable[[Any], None]
+
+
+def sample(percent: float = 50.0) -> Sample:
+    return Sample(1.0, (Reading("host", 128 * GB, int(128 * GB * percent / 100)),))
+
+
+def status(level: Level = Level.NORMAL, percent: float = 50.0, **changes: Any) -> m.Status:
+    plain = m.Status(level, sample(percent), [], "open", False, [])
+    return msgspec.structs.replace(plain, **changes)
+
+
+class FakeSupervisor(pykka.ThreadingActor):
+    """Answers each kind of message by the script set for it, on a thread of its own like the real one."""
+
+    def __init__(self, heard: "queue.Queue[Any]", scripts: dict[type, Script]) -> None:
+        super().__init__()
+        self._heard = heard
+        self._scripts = scripts
+
+    def on_receive(self, message: Any) -> None:
+        self._heard.put(message)
+        if script := self._scripts.get(type(message)):
+            script(message)
+
+
+class FakeSystem:
+    def __init__(self) -> None:
+        self.heard: queue.Queue[Any] = queue.Queue()
+        self.scripts: dict[type, Script] = {m.GetStatus: lambda message: message.reply.send(status())}
+        self.supervisor: Any = None
+        self.stopped_with: list[float] = []
+        self.on_stop: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        self.supervisor = FakeSupervisor.start(self.heard, self.scripts)
+
+    def stop(self, grace_s: float) -> None:
+        self.stopped_with.append(grace_s)
+        self.on_stop()
+        self.supervisor.stop(block=True, timeout=DEADLINE_S)
+
+    def hears(self, kind: type) -> Any:
+        """The next message of that kind; others are passed over."""
+        while True:
+            message = self.heard.get(timeout=DEADLINE_S)
+            if isinstance(message, kind):
+                return message
+
+    def has_heard(self, kind: type) -> int:
+        """How many of them are there now, once all that was told before has been received."""
+        self.supervisor.tell(done := _Mark(threading.Event()))
+        self.scripts[_Mark] = lambda mark: mark.event.set()
+        assert done.event.wait(DEADLINE_S)
+        return sum(isinstance(message, kind) for message in list(self.heard.queue))
+
+
+class _Mark:
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+
+class FakeCatalog:
+    def __init__(self, *names: str) -> None:
+        self._names = list(names)
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def find(self, name: str) -> str:
+        if name not in self._names:
+            raise UnknownModel(f"there is no model {name!r}", param="model")
+        return name
+
+
+class RunningServer:
+    """``run`` in a thread, on a free port."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.system = FakeSystem()
+        self.config = configuration.parse(config)
+        self.app = build(self.config, self.system, FakeCatalog("tiny", "org/big"))
+        self._sock = bind("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}"
+        self.stop: Callable[[], Any]
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="server")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(DEADLINE_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.stop()
+        self.join()
+        Sanic.unregister_app(self.app)
+
+    def join(self) -> None:
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive(), "the server did not stop"
+
+    @contextlib.contextmanager
+    def loop_held(self) -> Iterator[None]:
+        """The server's loop does nothing meanwhile."""
+        held, release = threading.Event(), threading.Event()
+        self.loop.call_soon_threadsafe(lambda: held.set() or release.wait(DEADLINE_S))
+        assert held.wait(DEADLINE_S)
+        try:
+            yield
+        finally:
+            release.set()
+
+    def _run(self) -> None:
+        def start(stop: Callable[[], None]) -> None:
+            loop = asyncio.get_running_loop()
+            self.loop = loop
+            self.stop = functools.partial(loop.call_soon_threadsafe, stop)
+
+        with self._sock, asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(run(self.app, self._sock, start, self._ready.set))
+
+
+@pytest.fixture(autouse=True)
+def _no_actor_is_left() -> Iterator[None]:
+    yield
+    pykka.ActorRegistry.stop_all(block=True, timeout=DEADLINE_S)
+
+
+@pytest.fixture
+def server_config() -> dict[str, Any]:
+    """What differs from the defaults; parametrize it."""
+    return {}
+
+
+@pytest.fixture
+def server(server_config: dict[str, Any]) -> Iterator[RunningServer]:
+    with RunningServer(server_config) as running:
+        yield running
+
+
+@pytest.fixture
+def system(server: RunningServer) -> FakeSystem:
+    return server.system
+
+
+@pytest.fixture
+def http(server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=DEADLINE_S) as client:
+        yield client
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=DEADLINE_S) as made:
+        yield made
+
+
+def says(*texts: str, reason: str = "stop", usage: Usage = USAGE) -> Script:
+    """A script for ``Chat``: these deltas, then the ending."""
+
+    def script(chat: m.Chat) -> None:
+        for count, text in enumerate(texts, start=1):
+            chat.reply.send(m.Delta(text, count))
+        chat.reply.send(m.Finished(reason, usage))
+
+    return script
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]} | changes
+
+
+# Test modules can't import this one under --import-mode=importlib: the helpers are handed out as fixtures.
+@pytest.fixture(name="says")
+def _says() -> Callable[..., Script]:
+    return says
+
+
+@pytest.fixture(name="body")
+def _body() -> Callable[..., dict[str, Any]]:
+    return body
+
+
+@pytest.fixture(name="status")
+def _status() -> Callable[..., m.Status]:
+    return status
