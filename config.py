@@ -3,6 +3,7 @@
 Every error is a ``ConfigError`` that names the key's path, the value and what is allowed.
 """
 
+import itertools
 import os
 import re
 from importlib import resources
@@ -31,6 +32,8 @@ class Seconds(float):
     """A time in seconds; in YAML a number or text like ``250ms``, ``30s``, ``5m``, ``2h``."""
 
 
+_LEAST_BYTES = 64 * 1024 * 1024
+
 Percent = Annotated[float, msgspec.Meta(gt=0, le=100)]
 ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", max_length=200)]
 
@@ -48,6 +51,7 @@ class ServerConfig(Section, frozen=True):
 
 
 class MemoryConfig(Section, frozen=True):
+    limit: Bytes | None
     warning_percent: Percent
     critical_percent: Percent
     emergency_percent: Percent
@@ -62,7 +66,7 @@ class ModelEntry(Section, frozen=True):
     source: Annotated[str, msgspec.Meta(min_length=1)]
     enabled: bool = True
     pin: bool = False
-    idle_ttl: Seconds | None | msgspec.UnsetType = msgspec.UNSET
+    idle_ttl: Seconds | msgspec.UnsetType | None = msgspec.UNSET
     context: Annotated[int, msgspec.Meta(ge=16)] | None = None
 
 
@@ -80,6 +84,7 @@ class EngineConfig(Section, frozen=True):
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)]
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=65536)] | None
     prompt_cache: Bytes
+    kv_budget: Bytes | None
     dequantize: Literal["auto", "always", "never"]
     blas: str
     stop_grace: Seconds | None
@@ -87,6 +92,9 @@ class EngineConfig(Section, frozen=True):
 
 class LoggingConfig(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"]
+    language: Literal["en", "ru"]
+    file: str | None
+    blackbox: str | None
 
 
 class Config(Section, frozen=True):
@@ -104,6 +112,7 @@ def load(explicit: str | os.PathLike[str] | None = None) -> Config:
 
     Raises:
         ConfigError: a file that can't be read, or a key with a bad path, type or value.
+
     """
     path = find_user_file(explicit)
     return parse(_read(path), origin=str(path)) if path else parse({})
@@ -128,7 +137,7 @@ def defaults() -> dict[str, Any]:
 
 
 def find_user_file(explicit: str | os.PathLike[str] | None = None) -> Path | None:
-    """``--config``, ``$PLIMSOLL_CONFIG``, ``~/.config/plimsoll/config.yaml``, ``./plimsoll.yaml``: the first there is."""
+    """``--config``, ``$PLIMSOLL_CONFIG``, ``~/.config/plimsoll/config.yaml``, ``./plimsoll.yaml``: first one."""
     for named in (explicit, os.environ.get("PLIMSOLL_CONFIG")):
         if named:
             return Path(named).expanduser()
@@ -182,7 +191,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _quantity(kind: type, value: Any) -> Any:
-    """msgspec's hook for ``Bytes`` and ``Seconds``."""
+    """Msgspec's hook for ``Bytes`` and ``Seconds``."""
     units, example = (_SIZE_UNITS, "16GiB or 512MB") if kind is Bytes else (_TIME_UNITS, "30s or 5m")
     match = _QUANTITY.fullmatch(str(value)) if isinstance(value, int | float | str) else None
     if match is None or isinstance(value, bool) or match[2] not in units:
@@ -192,7 +201,7 @@ def _quantity(kind: type, value: Any) -> Any:
 
 
 def _explain(error: msgspec.ValidationError, data: Any) -> str:
-    """msgspec's message turned round: key path, value, what is allowed."""
+    """Msgspec's message turned round: key path, value, what is allowed."""
     text, _, where = str(error).partition(" - at ")
     path = where.strip("`").removeprefix("$").lstrip(".")
     if unknown := re.search(r"unknown field `(.+)`", text):
@@ -218,7 +227,7 @@ def _at(keys: list[str], data: Any) -> Any:
 
 
 def _offender(path: str, data: Any) -> tuple[str, Any]:
-    """msgspec hides a dict's key as ``[...]``: find the model entry that fails by itself."""
+    """Find the model entry that fails by itself, for msgspec hides a dict's key as ``[...]``."""
     before, _, after = path.partition("[...]")
     container = _at(before.strip(".").split("."), data)
     for name, entry in (container or {}).items():
@@ -237,12 +246,15 @@ def _check_sense(config: Config, origin: str) -> None:
     steps = [
         (f"memory.{name}_percent", getattr(memory, f"{name}_percent")) for name in ("warning", "critical", "emergency")
     ]
-    for (low_key, low), (high_key, high) in zip(steps, steps[1:], strict=False):
+    for (low_key, low), (high_key, high) in itertools.pairwise(steps):
         if low >= high:
             raise ConfigError(f"{origin}: {low_key}: {low:g} is not allowed, it must be below {high_key} ({high:g})")
     if config.server.keepalive <= 0:
         raise ConfigError(
             f"{origin}: server.keepalive: {config.server.keepalive:g} is not allowed, expected more than 0 s"
         )
+    for key, size in (("memory.limit", memory.limit), ("engine.kv_budget", config.engine.kv_budget)):
+        if size is not None and size < _LEAST_BYTES:
+            raise ConfigError(f"{origin}: {key}: {size} is not allowed, expected 64MiB or more")
     if config.server.max_body < 1024:
         raise ConfigError(f"{origin}: server.max_body: {config.server.max_body} is not allowed, expected 1KiB or more")

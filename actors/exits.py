@@ -3,6 +3,7 @@
 import signal
 from collections import deque
 
+from plimsoll.actors.messages import WorkerExited
 from plimsoll.engine.protocol import EngineError, LoadError
 from plimsoll.errors import InsufficientMemory, LoadFailed, PlimsollError, WorkerDied
 
@@ -12,8 +13,10 @@ _MEMORY_RETRY_S = 5.0
 _MEMORY_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS})
 
 
-def explain(name: str, *, loading: bool, code: int, last_words: LoadError | EngineError | None) -> PlimsollError:
-    """The error for requests of a worker that ended by itself; ``code`` as ``Popen.returncode``."""
+def explain(
+    name: str, *, loading: bool, exit_: WorkerExited, last_words: LoadError | EngineError | None
+) -> PlimsollError:
+    """The error for requests of a worker that ended by itself."""
     doing = "while loading" if loading else "while it ran"
     if last_words is not None:
         if last_words.kind == "memory":
@@ -22,12 +25,20 @@ def explain(name: str, *, loading: bool, code: int, last_words: LoadError | Engi
         if isinstance(last_words, LoadError):
             return LoadFailed(f"{name} can't be loaded: {last_words.message}", retry_after_s=LOAD_COOL_DOWN_S)
         return WorkerDied(f"the engine of {name} failed {doing}: {last_words.message}", retry_after_s=1.0)
-    how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-    if -code in _MEMORY_SIGNALS:
+    how = describe(exit_.code)
+    if exit_.oom_killed:
+        text = f"the worker of {name} was killed {doing} by the system because memory had run out ({how})"
+        return InsufficientMemory(text, retry_after_s=_MEMORY_RETRY_S)
+    if -exit_.code in _MEMORY_SIGNALS:
         text = f"the worker of {name} died {doing} by {how}, most likely for lack of memory"
         return InsufficientMemory(text, retry_after_s=_MEMORY_RETRY_S)
     text = f"the worker of {name} ended {doing} by {how}; the next request loads it again"
     return WorkerDied(text, retry_after_s=1.0)
+
+
+def describe(code: int) -> str:
+    """``Popen.returncode`` in words."""
+    return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
 
 
 class DeathLog:

@@ -2,10 +2,10 @@
 
 | from | to | messages |
 |---|---|---|
-| http | Supervisor | Chat, Cancel, GetStatus, LoadModel, UnloadModel, StopAll |
+| http | Supervisor | Chat, Cancel, GetStatus, LoadModel, UnloadModel, CleanUpModels, PlanLoad, StopAll |
 | Supervisor | ModelActor | Chat, Cancel, Warm, Load, RefuseLoad, Unload |
-| Supervisor | Watchdog | Subscribe |
-| ModelActor | Supervisor | LoadRequested, StateChanged, ChildStopped, Handback |
+| Supervisor | Watchdog | Subscribe, Track |
+| ModelActor | Supervisor | LoadRequested, StateChanged, Stays, RanOutOfMemory, ChildStopped, Handback |
 | worker reader thread | its ModelActor | FromWorker, WorkerExited |
 | Watchdog | Supervisor | Sampled |
 | Watchdog | Supervisor, every ModelActor | MemoryNormal, MemoryWarning, MemoryCritical, MemoryEmergency |
@@ -20,7 +20,8 @@ import pykka
 
 from plimsoll.engine.protocol import ChatRequest, Event, ModelInfo, Usage
 from plimsoll.errors import PlimsollError
-from plimsoll.memory.sample import Level, Sample
+from plimsoll.memory.plan import Need
+from plimsoll.memory.sample import Level, Sample, Tracked
 
 Ref = pykka.ActorRef[Any]
 
@@ -100,9 +101,10 @@ class Cancel(Message, frozen=True):
 
 
 class GetStatus(Message, frozen=True):
-    """Replied to with one ``Status``."""
+    """Replied to with one ``Status``; ``clean_up`` starts the emergency clean-up first if memory is critically full."""
 
     reply: Reply
+    clean_up: bool = False
 
 
 class LoadModel(Message, frozen=True):
@@ -120,6 +122,33 @@ class UnloadModel(Message, frozen=True):
     grace_s: float
 
 
+class CleanUpModels(Message, frozen=True):
+    """Replied to with one ``CleanupReport`` when everything that leaves has given its memory back, or ``Failed``."""
+
+    reply: Reply
+    aggressive: bool = False
+
+
+class CleanupReport(Message, frozen=True):
+    """What a clean-up did; bytes, and percent of memory used."""
+
+    aggressive: bool
+    reason: str
+    unloaded: list[str]
+    expected_bytes: int
+    freed_bytes: int
+    percent_before: float
+    percent_after: float
+
+
+class PlanLoad(Message, frozen=True):
+    """Replied to with the ``Decision`` that a load would get now; nothing is done."""
+
+    model: str
+    needs: tuple[Need, ...]
+    reply: Reply
+
+
 class StopAll(Message, frozen=True):
     """The server stops: no new request, ``grace_s`` for running ones, then no worker is left. Replied to with None."""
 
@@ -131,9 +160,9 @@ class StopAll(Message, frozen=True):
 
 
 class Load(Message, frozen=True):
-    """Memory is granted: start the worker. ``budget_bytes`` is the grant."""
+    """Memory is granted for loading the model in this way; for fetching its files while they are not there."""
 
-    budget_bytes: int
+    need: Need
 
 
 class RefuseLoad(Message, frozen=True):
@@ -141,11 +170,15 @@ class RefuseLoad(Message, frozen=True):
 
 
 class Unload(Message, frozen=True):
-    """Leave. ``if_idle`` leaves a model alone that has become busy since the decision."""
+    """Leave. ``if_idle`` leaves a model alone that has become busy since the decision.
+
+    Running answers get ``grace_s`` to finish and end with ``error`` if they don't.
+    """
 
     reason: str
     grace_s: float = 0.0
     if_idle: bool = False
+    error: PlimsollError | None = None
 
 
 class Warm(Message, frozen=True):
@@ -181,6 +214,8 @@ class ModelStatus(Message, frozen=True):
     stage: str = ""
     done_bytes: int = 0
     total_bytes: int = 0
+    mlx_bytes: int = 0
+    served: int = 0
     info: ModelInfo | None = None
     error: str = ""
 
@@ -190,9 +225,23 @@ class StateChanged(Message, frozen=True):
 
 
 class LoadRequested(Message, frozen=True):
-    """A cold model has requests waiting, or a pinned one lost its worker."""
+    """A model wants to load in one of these ways, the first that fits; no way is known before its files are there."""
 
     model: str
+    needs: tuple[Need, ...]
+
+
+class Stays(Message, frozen=True):
+    """It was asked to leave if idle, but is busy."""
+
+    model: str
+
+
+class RanOutOfMemory(Message, frozen=True):
+    """Its worker died for lack of memory."""
+
+    model: str
+    error: PlimsollError
 
 
 class ChildStopped(Message, frozen=True):
@@ -218,10 +267,11 @@ class FromWorker(Message, frozen=True):
 
 
 class WorkerExited(Message, frozen=True):
-    """``code`` as ``Popen.returncode``: negative for a signal."""
+    """``code`` as ``Popen.returncode``: negative for a signal. ``oom_killed``: the system's OOM killer was at work."""
 
     generation: int
     code: int
+    oom_killed: bool = False
 
 
 # ---- memory
@@ -239,6 +289,14 @@ class Sampled(Message, frozen=True):
 
     sample: Sample | None
     level: Level
+    seconds_to_critical: float | None = None
+
+
+class Track(Message, frozen=True):
+    """Measure these workers from now on, and with ``hurry`` as often as makes sense."""
+
+    workers: tuple[Tracked, ...]
+    hurry: bool
 
 
 class MemoryEvent(Message, frozen=True):
@@ -265,7 +323,10 @@ class MemoryEmergency(MemoryEvent, frozen=True):
 
 
 class Status(Message, frozen=True):
-    """The whole server at one moment. ``problems`` are sentences; with any the server is degraded."""
+    """The whole server at one moment. ``problems`` are sentences; with any the server is degraded.
+
+    ``footprints`` maps model names to bytes.
+    """
 
     level: Level
     sample: Sample | None
@@ -273,3 +334,4 @@ class Status(Message, frozen=True):
     admission: Literal["open", "closed"]
     stopping: bool
     problems: list[str]
+    footprints: dict[str, int] = {}

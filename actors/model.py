@@ -6,7 +6,6 @@ LOADING/READY/BUSY --worker died--> BACKOFF --timer--> LOADING, or FAILED after 
 any --emergency--> STOPPING at once
 """
 
-import logging
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -15,13 +14,12 @@ import msgspec
 import pykka
 
 from plimsoll.actors import messages as m
-from plimsoll.actors.exits import LOAD_COOL_DOWN_S, DeathLog, explain
+from plimsoll.actors.exits import LOAD_COOL_DOWN_S, DeathLog, describe, explain
 from plimsoll.actors.messages import State
 from plimsoll.actors.requests import Requests
-from plimsoll.actors.timers import Timer, Timers
-from plimsoll.actors.worker_life import Escalate, WorkerLife
+from plimsoll.actors.timers import Timer
+from plimsoll.actors.worker_life import Effects, Escalate, WorkerLife
 from plimsoll.engine import protocol as p
-from plimsoll.engine.process import SpawnWorker
 from plimsoll.errors import (
     BadRequest,
     ContextTooLong,
@@ -32,9 +30,9 @@ from plimsoll.errors import (
     PlimsollError,
     QueueFull,
 )
+from plimsoll.journal import events
+from plimsoll.memory.plan import Need
 from plimsoll.memory.report import out_of_memory
-
-log = logging.getLogger("plimsoll.model")
 
 _LEAVING = frozenset({State.DRAINING, State.STOPPING, State.STOPPED})
 _SERVING = frozenset({State.READY, State.BUSY})
@@ -52,12 +50,21 @@ class ModelSettings(msgspec.Struct, frozen=True):
     stop_grace_s: float = 2.0
 
 
+class Weighed(m.Message, frozen=True):
+    """The files' headers were read: the ways to load the model, none while its files are not here."""
+
+    needs: tuple[Need, ...]
+    error: str
+
+
 class IdleCheck(m.Message, frozen=True):
     """Timer: the idle TTL may have passed."""
 
 
 class DrainDeadline(m.Message, frozen=True):
-    """Timer: running answers have had their grace."""
+    """Timer: running answers have had their grace. Outdated if ``at`` is not the deadline any more."""
+
+    at: float
 
 
 class BackoffOver(m.Message, frozen=True):
@@ -69,26 +76,31 @@ class ModelActor(pykka.ThreadingActor):
 
     use_daemon_thread = True
 
-    def __init__(self, settings: ModelSettings, supervisor: m.Ref, spawn: SpawnWorker, timers: Timers) -> None:
+    def __init__(self, settings: ModelSettings, supervisor: m.Ref, effects: Effects) -> None:
         super().__init__()
         self._settings = settings
         self._name = settings.source.name
         self._supervisor = supervisor
-        self._timers = timers
-        self._worker = WorkerLife(self._name, self.actor_ref, spawn, timers, settings.stop_grace_s)
+        self._timers = effects.timers
+        self._journal = effects.journal
+        self._weigh = effects.weigh
+        self._worker = WorkerLife(self._name, self.actor_ref, effects, settings.stop_grace_s)
         # Running answers and waiting requests share one bound: the batch in front of the queue is part of it.
         self._requests = Requests(settings.queue + settings.options.max_batch)
         self._state = State.COLD
         self._progress = m.Waiting("queue")
         self._info: p.ModelInfo | None = None
-        self._last_used = timers.now()
+        self._last_used = effects.timers.now()
+        self._served = 0
+        self._mlx_bytes = 0
+        self._fetched = False
         self._deaths = DeathLog()
         self._last_words: p.LoadError | p.EngineError | None = None
         self._failure: PlimsollError | None = None
         self._retry_at = 0.0
         self._leave_reason = ""
         self._leave_error: PlimsollError = ModelUnloaded(f"{self._name} was unloaded; ask again to load it")
-        self._drain_timer: Timer | None = None
+        self._drain_until = 0.0
         self._idle_timer: Timer | None = None
         self._published: m.ModelStatus | None = None
         self._handlers: dict[type, Callable[[Any], object]] = {
@@ -98,6 +110,7 @@ class ModelActor(pykka.ThreadingActor):
             m.WorkerExited: self._on_exit,
             m.Warm: self._on_load_wanted,
             BackoffOver: self._on_load_wanted,
+            Weighed: self._on_weighed,
             m.Load: self._on_load,
             m.RefuseLoad: self._on_load_refused,
             m.Unload: self._on_unload,
@@ -108,6 +121,17 @@ class ModelActor(pykka.ThreadingActor):
             DrainDeadline: self._on_drain_deadline,
             Escalate: self._worker.escalate,
             IdleCheck: self._on_idle_check,
+        }
+        self._events: dict[type, Callable[[Any], object]] = {
+            p.Step: self._on_step,
+            p.PrefillProgress: self._on_prefill,
+            p.LoadProgress: self._on_load_progress,
+            p.Fetched: self._on_fetched,
+            p.Ready: self._on_ready,
+            p.Trimmed: self._on_trimmed,
+            p.RequestError: self._on_request_error,
+            p.LoadError: self._on_load_error,
+            p.EngineError: self._on_engine_error,
         }
 
     def on_receive(self, message: Any) -> None:
@@ -180,20 +204,41 @@ class ModelActor(pykka.ThreadingActor):
             self._state = State.LOADING
             self._failure = None
             self._progress = m.Waiting("queue")
-            m.tell(self._supervisor, m.LoadRequested(self._name))
+            self._fetched = False
+            self._ask_for_weight()
+
+    def _ask_for_weight(self) -> None:
+        me = self.actor_ref
+        self._weigh(lambda needs, error: m.tell(me, Weighed(needs, error)))
+
+    def _on_weighed(self, message: Weighed) -> None:
+        if not self._awaits_grant:
+            return
+        if message.error:
+            self._fail(LoadFailed(f"{self._name} can't be loaded: {message.error}", retry_after_s=LOAD_COOL_DOWN_S))
+        elif self._fetched and not message.needs:
+            self._fail(LoadFailed(f"the files of {self._name} were fetched but are not there"))
+        else:
+            m.tell(self._supervisor, m.LoadRequested(self._name, message.needs))
+
+    @property
+    def _awaits_grant(self) -> bool:
+        return self._state == State.LOADING and self._worker.pid is None
 
     def _on_load(self, message: m.Load) -> None:
-        if self._state != State.LOADING or self._worker.pid is not None:
+        if not self._awaits_grant:
             return
         self._last_words = self._info = None
-        options = msgspec.structs.replace(self._settings.options, budget_bytes=message.budget_bytes)
+        need, source = message.need, self._settings.source
+        options = msgspec.structs.replace(self._settings.options, kv_bytes=need.kv_bytes, dequantize=need.dequantize)
+        load = p.LoadModel(source, options) if need.weights_bytes else p.FetchModel(source, options)
         try:
-            self._worker.start(p.LoadModel(self._settings.source, options))
+            self._worker.start(load)
         except OSError as error:
             self._fail(LoadFailed(f"no worker process can be started for {self._name}: {error}"))
 
     def _on_load_refused(self, message: m.RefuseLoad) -> None:
-        if self._state == State.LOADING and self._worker.pid is None:
+        if self._awaits_grant:
             self._requests.fail_all(message.error)
             self._failure = message.error
             self._state = State.COLD
@@ -203,38 +248,50 @@ class ModelActor(pykka.ThreadingActor):
     def _on_event(self, message: m.FromWorker) -> None:
         if not self._worker.is_current(message.generation):
             return
-        match event := message.event:
-            case p.Step():
-                self._requests.deliver(event)
-                if event.endings:
-                    self._last_used = self._timers.now()
-                    self._settle()
-            case p.PrefillProgress():
-                self._requests.progress(m.Waiting("prefill", event.done, event.total), event.id)
-            case p.LoadProgress():
-                self._progress = m.Waiting(event.stage, event.done, event.total)
-                self._requests.progress(self._progress)
-            case p.Ready():
-                self._on_ready(event.info)
-            case p.RequestError():
-                self._requests.fail(event.id, _request_error(event))
-                self._settle()
-            case p.LoadError():
-                self._last_words = event
-            case p.EngineError():
-                self._last_words = event
-                # It should exit by itself, but a poisoned engine is not trusted with that.
-                self._worker.kill()
+        event = message.event
+        self._events[type(event)](event)
 
-    def _on_ready(self, info: p.ModelInfo) -> None:
+    def _on_step(self, step: p.Step) -> None:
+        self._requests.deliver(step)
+        if step.endings:
+            self._last_used = self._timers.now()
+            self._served += len(step.endings)
+            self._settle()
+
+    def _on_prefill(self, event: p.PrefillProgress) -> None:
+        self._requests.progress(m.Waiting("prefill", event.done, event.total), event.id)
+
+    def _on_load_progress(self, event: p.LoadProgress) -> None:
+        self._progress = m.Waiting(event.stage, event.done, event.total)
+        self._requests.progress(self._progress)
+
+    def _on_fetched(self, _: p.Fetched) -> None:
+        self._fetched = True
+
+    def _on_trimmed(self, event: p.Trimmed) -> None:
+        self._mlx_bytes = event.active_bytes + event.cache_bytes
+
+    def _on_request_error(self, event: p.RequestError) -> None:
+        self._requests.fail(event.id, _request_error(event))
+        self._settle()
+
+    def _on_load_error(self, event: p.LoadError) -> None:
+        self._last_words = event
+
+    def _on_engine_error(self, event: p.EngineError) -> None:
+        self._last_words = event
+        # It should exit by itself, but a poisoned engine is not trusted with that.
+        self._worker.kill()
+
+    def _on_ready(self, event: p.Ready) -> None:
         if self._state != State.LOADING:
             return
+        info = event.info
         self._info = info
         self._state = State.READY
         self._last_used = self._timers.now()
         self._arm_idle_check(self._settings.idle_ttl_s)
-        megabytes = info.weights_bytes / 1e6
-        log.info("model %s loaded in %.1f s: %.0f MB on %s", self._name, info.load_s, megabytes, info.device)
+        self._journal.record(events.ModelLoaded(self._name, info.load_s, info.weights_bytes, 0, info.device))
         self._start_requests()
 
     def _on_exit(self, message: m.WorkerExited) -> None:
@@ -247,11 +304,18 @@ class ModelActor(pykka.ThreadingActor):
             return
         loading = self._state == State.LOADING
         self._info = None
-        error = explain(self._name, loading=loading, code=message.code, last_words=self._last_words)
-        log.warning("%s", error.message)
+        if loading and self._fetched and message.code == 0:
+            self._ask_for_weight()
+            return
+        error = explain(self._name, loading=loading, exit_=message, last_words=self._last_words)
         out_of_memory = isinstance(error, InsufficientMemory)
         if out_of_memory:
             self._requests.requeue_untouched()
+        elif isinstance(error, LoadFailed):
+            self._journal.record(events.LoadFailed(self._name, error.message))
+        else:
+            how, doing = describe(message.code), "loading" if loading else "generating"
+            self._journal.record(events.WorkerDied(self._name, how, doing))
         self._requests.fail_running(error)
         self._deaths.record(self._timers.now())
         if self._deaths.too_many or isinstance(error, LoadFailed) or (out_of_memory and loading):
@@ -262,6 +326,10 @@ class ModelActor(pykka.ThreadingActor):
         else:
             self._failure = error
             self._state = State.COLD
+        if out_of_memory:
+            # After the new state: what has no worker any more is not asked to leave by the clean-up that follows.
+            self._publish()
+            m.tell(self._supervisor, m.RanOutOfMemory(self._name, error))
 
     def _fail(self, error: PlimsollError) -> None:
         """Give up for a while: waiters get the reason, and until the cool-down is over so does who comes next."""
@@ -276,9 +344,10 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_unload(self, message: m.Unload) -> None:
         if message.if_idle and (self._requests.running or self._requests.waiting):
+            m.tell(self._supervisor, m.Stays(self._name))
             return
         text = f"{self._name} was unloaded ({message.reason}); ask again to load it"
-        self._leave(message.reason, ModelUnloaded(text, retry_after_s=1.0), message.grace_s)
+        self._leave(message.reason, message.error or ModelUnloaded(text, retry_after_s=1.0), message.grace_s)
 
     def _on_critical(self, message: m.MemoryCritical) -> None:
         error = out_of_memory(message.sample, f"{self._name} is unloaded because memory is critically full")
@@ -292,20 +361,23 @@ class ModelActor(pykka.ThreadingActor):
         """Take no more requests; running ones get ``grace_s``, then end with ``error``."""
         if self._state == State.STOPPED:
             return
-        self._leave_reason, self._leave_error = reason, error
         if self._state == State.STOPPING:
             if reason == "emergency":
                 self._worker.stop(hard=True)
-        elif self._requests.running and grace_s > 0:
+            return
+        deadline = self._timers.now() + grace_s
+        if self._state == State.DRAINING and deadline >= self._drain_until:
+            return  # who was told to leave first may have been given less time, never more
+        self._leave_reason, self._leave_error = reason, error
+        if self._requests.running and grace_s > 0:
             self._state = State.DRAINING
-            if self._drain_timer:
-                self._drain_timer.cancel()
-            self._drain_timer = self._timers.tell_later(grace_s, self.actor_ref, DrainDeadline())
+            self._drain_until = deadline
+            self._timers.tell_later(grace_s, self.actor_ref, DrainDeadline(deadline))
         else:
             self._stop_worker()
 
-    def _on_drain_deadline(self, _: DrainDeadline) -> None:
-        if self._state == State.DRAINING:
+    def _on_drain_deadline(self, message: DrainDeadline) -> None:
+        if self._state == State.DRAINING and message.at == self._drain_until:
             self._stop_worker()
 
     def _stop_worker(self) -> None:
@@ -317,8 +389,6 @@ class ModelActor(pykka.ThreadingActor):
             self._stopped()
 
     def _stopped(self) -> None:
-        if self._info:
-            log.info("🗑️ model %s unloaded from memory (%s)", self._name, self._leave_reason)
         self._state = State.STOPPED
         self._publish()
         m.tell(self._supervisor, m.ChildStopped(self._name, self._leave_reason, self.actor_urn))
@@ -358,6 +428,8 @@ class ModelActor(pykka.ThreadingActor):
             stage=self._progress.stage if loading else "",
             done_bytes=self._progress.done if loading else 0,
             total_bytes=self._progress.total if loading else 0,
+            mlx_bytes=self._mlx_bytes,
+            served=self._served,
             info=self._info,
             error=self._failure.message if self._failure else "",
         )
@@ -367,5 +439,9 @@ class ModelActor(pykka.ThreadingActor):
 
 
 def _request_error(event: p.RequestError) -> PlimsollError:
-    kinds = {"invalid_value": BadRequest, "context_length_exceeded": ContextTooLong}
+    kinds: dict[str, type[PlimsollError]] = {
+        "invalid_value": BadRequest,
+        "context_length_exceeded": ContextTooLong,
+        "insufficient_memory": InsufficientMemory,
+    }
     return kinds.get(event.code, InternalError)(event.message, param=event.param)

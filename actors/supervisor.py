@@ -12,30 +12,36 @@ from typing import Any, Literal
 import pykka
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.admission import Admission
 from plimsoll.actors.messages import State
 from plimsoll.catalog import Catalog
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import InternalError, LoadFailed, PlimsollError, QueueFull, ShuttingDown, Unavailable
-from plimsoll.memory.ledger import Candidate, victims
+from plimsoll.journal import events
+from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
-from plimsoll.memory.report import out_of_memory
-from plimsoll.memory.sample import Level, Sample
+from plimsoll.memory.plan import Need, Seat, choose
+from plimsoll.memory.sample import Level, Sample, Tracked
 
 log = logging.getLogger("plimsoll.memory")
 
 _LEAVING = frozenset({State.DRAINING, State.STOPPING, State.STOPPED})
-_LOADED = frozenset({State.READY, State.BUSY})
-_ALIVE = frozenset(State) - _LEAVING
+_LOADED = frozenset({State.READY, State.BUSY, State.DRAINING})
 _STALE_SAMPLE_S = 5.0
-_BLIND_AFTER = 3
+
+StartModel = Callable[[str, m.Ref], m.Ref]
+"""Starts the ModelActor of a known model; called with its name and the Supervisor."""
 
 
 class Slot:
     """What the Supervisor knows of one living ModelActor, and what waits for its end or its load."""
 
-    def __init__(self, ref: m.Ref, status: m.ModelStatus) -> None:
+    def __init__(self, ref: m.Ref, name: str) -> None:
         self.ref = ref
-        self.status = status
+        self.status = m.ModelStatus(name, State.COLD)
+        self.need: Need | None = None
+        self.footprint_bytes = 0
+        self.base_bytes = 0
         self.waiting: deque[m.Chat] = deque()
         self.loads: list[m.Reply] = []
         self.unloads: list[m.Reply] = []
@@ -44,13 +50,24 @@ class Slot:
     def leaving(self) -> bool:
         return self.status.state in _LEAVING
 
-
-StartModel = Callable[[str, m.Ref], m.Ref]
-"""Starts the ModelActor of a known model; called with its name and the Supervisor."""
+    def seat(self) -> Seat:
+        """The slot as the ledger sees it."""
+        status = self.status
+        return Seat(
+            status.name,
+            self.need.total_bytes if self.need else 0,
+            self.footprint_bytes,
+            status.last_used,
+            loaded=status.state in _LOADED,
+            idle=status.state == State.READY and not status.queued,
+            pinned=status.pinned,
+            running=status.pid is not None,
+            leaving=self.leaving,
+        )
 
 
 class Supervisor(pykka.ThreadingActor):
-    """Starts and ends ModelActors, admits loads, carries out clean-ups, knows everything for ``/health``."""
+    """Starts and ends ModelActors, grants loads, carries out clean-ups, knows everything for ``/health``."""
 
     use_daemon_thread = True
 
@@ -58,43 +75,58 @@ class Supervisor(pykka.ThreadingActor):
         self,
         catalog: Catalog,
         thresholds: Thresholds,
+        journal: Journal,
         *,
         watchdog: m.Ref,
         start_model: StartModel,
+        on_external: Callable[[Sample], None],
+        on_settled: Callable[[str, bool, int], None],
         clock: Callable[[], float],
         queue: int,
+        critical_grace_s: float,
     ) -> None:
         super().__init__()
         self._catalog = catalog
         self._thresholds = thresholds
+        self._journal = journal
         self._watchdog = watchdog
         self._start_model = start_model
+        self._on_settled = on_settled
         self._clock = clock
         self._queue = queue
         self._slots: dict[str, Slot] = {}
-        self._load_requests: deque[str] = deque()
-        self._level = Level.NORMAL
-        self._sample: Sample | None = None
-        self._sampled_at = clock()
-        self._missed_samples = 0
         self._stop_reply: m.Reply | None = None
         self._stopping = False
+        self._tracked = m.Track((), hurry=False)
+        self._admission = Admission(
+            thresholds,
+            journal,
+            clock,
+            critical_grace_s,
+            seats=lambda: [slot.seat() for slot in self._slots.values()],
+            tell=self._tell_model,
+            on_external=on_external,
+        )
         self._handlers: dict[type, Callable[[Any], object]] = {
             m.Chat: self._on_chat,
             m.Cancel: self._on_cancel,
             m.StateChanged: self._on_state_changed,
             m.Sampled: self._on_sampled,
-            m.LoadRequested: self._on_load_requested,
+            m.LoadRequested: lambda message: self._admission.on_load_requested(message.model, message.needs),
+            m.Stays: lambda message: self._admission.on_stays(message.model),
+            m.RanOutOfMemory: self._on_out_of_memory,
             m.ChildStopped: self._on_child_stopped,
             m.Handback: lambda message: self._on_chat(message.chat),
-            m.GetStatus: lambda message: message.reply.send(self._status()),
+            m.GetStatus: self._on_get_status,
             m.LoadModel: self._on_load_model,
             m.UnloadModel: self._on_unload_model,
+            m.CleanUpModels: lambda message: self.cleanup_unused_models(message.aggressive, message.reply),
+            m.PlanLoad: self._on_plan_load,
             m.StopAll: self._on_stop_all,
-            m.MemoryNormal: self._on_memory,
-            m.MemoryWarning: self._on_memory,
-            m.MemoryCritical: self._on_memory,
-            m.MemoryEmergency: self._on_memory,
+            m.MemoryNormal: self._on_memory_normal,
+            m.MemoryWarning: lambda message: self._admission.on_level(Level.WARNING, message.sample),
+            m.MemoryCritical: lambda message: self._admission.on_level(Level.CRITICAL, message.sample),
+            m.MemoryEmergency: lambda message: self._admission.on_level(Level.EMERGENCY, message.sample),
         }
 
     def on_start(self) -> None:
@@ -104,6 +136,7 @@ class Supervisor(pykka.ThreadingActor):
     def on_receive(self, message: Any) -> None:
         try:
             self._handlers[type(message)](message)
+            self._track()
         except Exception:
             # The root of the tree has nobody to restart it: one bad message must not end the server.
             log.exception("the supervisor failed on %s", type(message).__name__)
@@ -150,7 +183,7 @@ class Supervisor(pykka.ThreadingActor):
             return
         slot.loads.append(message.reply)
         if not slot.leaving:
-            slot.ref.tell(m.Warm())
+            m.tell(slot.ref, m.Warm())
 
     def _on_unload_model(self, message: m.UnloadModel) -> None:
         slot = self._slots.get(message.model)
@@ -171,10 +204,15 @@ class Supervisor(pykka.ThreadingActor):
             raise ShuttingDown("the server is stopping", retry_after_s=5.0)
         slot = self._slots.get(name)
         if slot is None:
-            ref = self._start_model(name, self.actor_ref)
-            slot = self._slots[name] = Slot(ref, m.ModelStatus(name, State.COLD))
-            m.tell(self._watchdog, m.Subscribe(ref))
+            slot = self._slots[name] = Slot(self._start_model(name, self.actor_ref), name)
+            m.tell(self._watchdog, m.Subscribe(slot.ref))
         return slot
+
+    def _tell_model(self, name: str, message: m.Message) -> None:
+        if slot := self._slots.get(name):
+            if isinstance(message, m.Load):
+                slot.need = message.need
+            m.tell(slot.ref, message)
 
     # ---- the models' lives
 
@@ -182,9 +220,14 @@ class Supervisor(pykka.ThreadingActor):
         slot = self._slots.get(message.status.name)
         if slot is None:
             return
-        slot.status = status = message.status
+        before, slot.status = slot.status, message.status
+        if slot.status.state == State.STOPPING and before.pid is not None:
+            self._admission.on_leaving(slot.seat(), "")
+        if slot.status.pid is None:
+            slot.need, slot.footprint_bytes, slot.base_bytes = None, 0, 0
         if slot.loads:
-            self._answer_loads(slot, status)
+            self._answer_loads(slot, slot.status)
+        self._admission.step()
 
     def _answer_loads(self, slot: Slot, status: m.ModelStatus) -> None:
         answer: m.Message | None = None
@@ -206,6 +249,7 @@ class Supervisor(pykka.ThreadingActor):
             return
         del self._slots[message.model]
         slot.ref.stop(block=False)
+        self._admission.on_gone(message.model, message.reason)
         gone = m.ModelStatus(message.model, State.STOPPED)
         for reply in slot.unloads:
             reply.send(gone)
@@ -213,100 +257,88 @@ class Supervisor(pykka.ThreadingActor):
             self._on_chat(chat)
         for reply in slot.loads:
             self._on_load_model(m.LoadModel(message.model, reply))
-        self._admit()
+        self._admission.step()
         self._load_pinned()
         self._finish_stop()
 
     def _load_pinned(self) -> None:
         """Pinned models live whenever memory allows it."""
-        if self._stopping or self._level != Level.NORMAL:
+        if self._stopping or self._admission.level != Level.NORMAL:
             return
-        for name in self._catalog.names():
-            if self._catalog.find(name).pin and (slot := self._slot(name)).status.state == State.COLD:
+        for name in self._catalog.pinned():
+            if (slot := self._slot(name)).status.state == State.COLD:
                 m.tell(slot.ref, m.Warm())
 
     # ---- memory
 
-    def _on_sampled(self, message: m.Sampled) -> None:
-        self._level = message.level
-        if message.sample is None:
-            self._missed_samples += 1
-        else:
-            self._missed_samples = 0
-            self._sample = message.sample
-            self._sampled_at = self._clock()
-        self._admit()
+    def cleanup_unused_models(self, aggressive: bool = False, reply: m.Reply | None = None) -> None:
+        """Unload what nobody uses; the report goes to ``reply``.
 
-    def _on_memory(self, message: m.MemoryEvent) -> None:
-        self._sample = message.sample
-        match message:
-            case m.MemoryWarning():
-                self.cleanup_unused_models(aggressive=False)
-            case m.MemoryNormal():
-                self._load_pinned()
-        self._admit()
-
-    def cleanup_unused_models(self, *, aggressive: bool = False) -> list[str]:
-        """Unload what nobody uses right now; the names of the models that were asked to leave.
-
-        Normal: all idle, unpinned models but the most recently used one. Aggressive: ALL models, busy ones too.
+        Normal: idle, unpinned models, least recently used first, until only the most recently used one is left.
+        Aggressive: ALL models, busy ones after ``critical_grace``.
         """
-        considered = _ALIVE if aggressive else _LOADED
-        statuses = [slot.status for slot in self._slots.values() if slot.status.state in considered]
-        names = victims([_candidate(status) for status in statuses], aggressive=aggressive)
-        for name in names:
-            reason = "emergency clean-up" if aggressive else "clean-up"
-            self._slots[name].ref.tell(m.Unload(reason, if_idle=not aggressive))
-        return names
+        self._admission.start_cleanup(aggressive=aggressive, reason="asked for", reply=reply)
+        self._admission.step()
 
-    def _on_load_requested(self, message: m.LoadRequested) -> None:
-        self._load_requests.append(message.model)
-        self._admit()
+    def _on_sampled(self, message: m.Sampled) -> None:
+        if message.sample is not None:
+            for slot in self._slots.values():
+                self._measure(slot, message.sample)
+            self._journal.sample(message.sample, message.level)
+        self._admission.on_sample(message.sample, message.level, message.seconds_to_critical)
 
-    def _admit(self) -> None:
-        """Grant or refuse what asks to be loaded, oldest first."""
-        while self._load_requests:
-            name = self._load_requests[0]
-            slot = self._slots.get(name)
-            if slot is not None and not slot.leaving:
-                answer = self._decide(name)
-                if answer is None:
-                    return
-                m.tell(slot.ref, answer)
-            self._load_requests.popleft()
+    def _measure(self, slot: Slot, sample: Sample) -> None:
+        status = slot.status
+        if status.pid is None or (held := sample.footprints.get(status.pid)) is None:
+            return
+        slot.footprint_bytes = held
+        settled = status.state == State.READY and slot.need is not None and sample.time_s > status.last_used
+        if settled and not slot.base_bytes and slot.need and slot.need.weights_bytes:
+            slot.base_bytes = held
+            self._on_settled(status.name, slot.need.dequantize, held)
 
-    def _decide(self, name: str) -> m.Load | m.RefuseLoad | None:
-        """Whether ``name`` may load; None when that is not known yet and will be asked again."""
-        if self._missed_samples >= _BLIND_AFTER:
-            text = f"{name} is not loaded because memory can't be read; GET /health says more"
-            return m.RefuseLoad(Unavailable(text, retry_after_s=5.0))
-        if self._sample is None:
-            return None
-        if self._level >= Level.CRITICAL:
-            return m.RefuseLoad(out_of_memory(self._sample, f"{name} is not loaded because memory is critically full"))
-        if self._level == Level.WARNING and (self.cleanup_unused_models() or self._someone_leaves()):
-            # The seat has to be free before the next one sits down: asked again when the victim has stopped.
-            return None
-        return m.Load(self._budget_bytes(self._sample))
+    def _on_memory_normal(self, message: m.MemoryNormal) -> None:
+        self._admission.on_level(Level.NORMAL, message.sample)
+        self._load_pinned()
 
-    def _someone_leaves(self) -> bool:
-        return any(slot.leaving for slot in self._slots.values())
+    def _on_out_of_memory(self, message: m.RanOutOfMemory) -> None:
+        percent = self._admission.sample.used_percent if self._admission.sample else 0.0
+        self._journal.record(events.OutOfMemory(message.model, message.error.message, percent))
+        self._admission.start_cleanup(aggressive=True, reason=f"MemoryError of {message.model}")
+        self._admission.step()
 
-    def _budget_bytes(self, sample: Sample) -> int:
-        binding = sample.binding
-        return max(0, int(binding.total * self._thresholds.critical / 100) - binding.used)
+    def _on_plan_load(self, message: m.PlanLoad) -> None:
+        if self._admission.sample is None:
+            message.reply.send(m.Failed(Unavailable("memory has not been read yet; try again in a second")))
+            return
+        others = [slot.seat() for name, slot in self._slots.items() if name != message.model]
+        message.reply.send(choose(message.needs, others, self._admission.sample, self._thresholds.critical))
+
+    def _track(self) -> None:
+        """Have the Watchdog measure the workers there are, fast while something is waited for."""
+        statuses = [slot.status for slot in self._slots.values() if slot.status.pid is not None]
+        workers = tuple(
+            Tracked(status.pid, status.mlx_bytes, status.info.working_set_bytes if status.info else 0)
+            for status in statuses
+            if status.pid is not None
+        )
+        loading = any(status.state == State.LOADING for status in statuses)
+        track = m.Track(workers, hurry=loading or self._admission.hurried)
+        if track != self._tracked:
+            self._tracked = track
+            m.tell(self._watchdog, track)
 
     # ---- the whole
 
     def _on_stop_all(self, message: m.StopAll) -> None:
         self._stopping = True
         self._stop_reply = message.reply
-        self._load_requests.clear()
+        self._admission.cancel_loads()
         error = ShuttingDown("the server is stopping", retry_after_s=5.0)
         for slot in self._slots.values():
             while slot.waiting:
                 slot.waiting.popleft().reply.send(m.Failed(error))
-            m.tell(slot.ref, m.Unload("the server stops", message.grace_s))
+            m.tell(slot.ref, m.Unload("the server stops", message.grace_s, error=error))
         self._finish_stop()
 
     def _finish_stop(self) -> None:
@@ -314,24 +346,35 @@ class Supervisor(pykka.ThreadingActor):
             self._stop_reply.send(None)
             self._stop_reply = None
 
-    def _status(self) -> m.Status:
+    def _on_get_status(self, message: m.GetStatus) -> None:
+        if message.clean_up:
+            self._admission.on_health_asked()
+        admission = self._admission
+        admitted: Literal["open", "closed"] = "open" if admission.open and not self._stopping else "closed"
+        message.reply.send(
+            m.Status(
+                level=admission.level,
+                sample=admission.sample,
+                models=[slot.status for slot in self._slots.values()],
+                admission=admitted,
+                stopping=self._stopping,
+                problems=self._problems(),
+                footprints={name: slot.footprint_bytes for name, slot in self._slots.items()},
+            )
+        )
+
+    def _problems(self) -> list[str]:
         problems = []
-        age_s = self._clock() - self._sampled_at
-        if self._missed_samples >= _BLIND_AFTER or age_s > _STALE_SAMPLE_S:
+        age_s = self._clock() - self._admission.sampled_at
+        if self._admission.blind or age_s > _STALE_SAMPLE_S:
             problems.append(
                 f"memory can't be read: the last reading is {age_s:.0f} s old, no model is loaded meanwhile"
             )
+        if self._admission.sample and self._admission.sample.failed:
+            problems.append(f"memory readers that fail: {', '.join(self._admission.sample.failed)}")
         problems += [
             f"{slot.status.name}: {slot.status.error}"
             for slot in self._slots.values()
             if slot.status.state in (State.FAILED, State.BACKOFF)
         ]
-        open_ = self._level < Level.CRITICAL and not self._stopping
-        admission: Literal["open", "closed"] = "open" if open_ else "closed"
-        models = [slot.status for slot in self._slots.values()]
-        return m.Status(self._level, self._sample, models, admission, self._stopping, problems)
-
-
-def _candidate(status: m.ModelStatus) -> Candidate:
-    idle = status.state == State.READY and not status.queued
-    return Candidate(status.name, status.last_used, idle, status.pinned)
+        return problems

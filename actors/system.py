@@ -1,6 +1,9 @@
 """The actor system of one server: what starts in which order, and stops in reverse."""
 
+import logging
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from plimsoll.actors import messages as m
@@ -8,14 +11,22 @@ from plimsoll.actors.model import ModelActor, ModelSettings
 from plimsoll.actors.supervisor import Supervisor
 from plimsoll.actors.timers import ThreadTimers
 from plimsoll.actors.watchdog import Watchdog
-from plimsoll.catalog import Catalog, default_cache_dir
+from plimsoll.actors.worker_life import Effects, OnWeighed
+from plimsoll.catalog import Catalog, CatalogModel, default_cache_dir
+from plimsoll.catalog.weigh import weigh_source
 from plimsoll.config import Config
-from plimsoll.engine.environment import default_stop_grace_s, worker_environment
+from plimsoll.engine.environment import compute_device, default_stop_grace_s, worker_environment
 from plimsoll.engine.process import OnEvent, OnExit, Worker, WorkerProcess
-from plimsoll.engine.protocol import EngineOptions
-from plimsoll.memory import sources
+from plimsoll.engine.protocol import EngineOptions, ModelSource
+from plimsoll.journal import events
+from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
-from plimsoll.memory.sample import Sampler
+from plimsoll.memory.needs import ways_to_load
+from plimsoll.memory.plan import Need
+from plimsoll.memory.sample import Sample, Sampler
+from plimsoll.memory.sources import SystemSampler, largest_others, oom_kills
+
+log = logging.getLogger("plimsoll.memory")
 
 # A worker that ignores everything is killed within this time after its grace.
 _STOP_MARGIN_S = 20.0
@@ -24,10 +35,23 @@ _STOP_MARGIN_S = 20.0
 class ActorSystem:
     """Watchdog, Supervisor and timers of one configuration."""
 
-    def __init__(self, config: Config, catalog: Catalog, sampler: Sampler = sources.sample) -> None:
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        sampler: Sampler | None = None,
+        journal: Journal | None = None,
+        footprints: dict[str, int] | None = None,
+    ) -> None:
+        """``footprints`` holds what models were seen to take by earlier runs, under ``footprint_key``."""
         self._config = config
         self._catalog = catalog
-        self._sampler = sampler
+        limit = config.memory.limit
+        self._sampler = sampler or SystemSampler(limit_bytes=None if limit is None else int(limit))
+        self.journal = journal or Journal()
+        self._footprints = dict(footprints or {})
+        # For the few things that look at a disk or at every process: no actor waits for them.
+        self._background = ThreadPoolExecutor(2, "plimsoll-background")
         self._timers: ThreadTimers | None = None
         self.supervisor: m.Ref
         self.watchdog: m.Ref
@@ -43,14 +67,18 @@ class ActorSystem:
             memory.clear_after,
         )
         self._timers = ThreadTimers()
-        self.watchdog = Watchdog.start(self._sampler, thresholds)
+        self.watchdog = Watchdog.start(self._sampler, thresholds, self.journal)
         self.supervisor = Supervisor.start(
             self._catalog,
             thresholds,
+            self.journal,
             watchdog=self.watchdog,
             start_model=self._start_model,
+            on_external=lambda sample: self._background.submit(self._note_external, sample),
+            on_settled=self._on_settled,
             clock=self._timers.now,
             queue=self._config.models.queue,
+            critical_grace_s=memory.critical_grace,
         )
 
     def stop(self, grace_s: float) -> None:
@@ -62,6 +90,26 @@ class ActorSystem:
         self.watchdog.stop()
         if self._timers:
             self._timers.close()
+        self._background.shutdown(wait=False, cancel_futures=True)
+
+    def ways_to_load(self, model: CatalogModel) -> tuple[Need, ...]:
+        """The ways to load ``model``, none while its files are not here. Reads headers from disk.
+
+        Raises ``OSError`` or ``ValueError`` for files that can't be read.
+        """
+        weight = weigh_source(model.source, default_cache_dir(self._config))
+        if weight is None:
+            return ()
+        engine = self._config.engine
+        measured = {dense: self._footprints.get(footprint_key(model.source, dense), 0) for dense in (False, True)}
+        return ways_to_load(
+            weight,
+            device=compute_device(),
+            dequantize=engine.dequantize,
+            context=model.context,
+            kv_budget_bytes=None if engine.kv_budget is None else int(engine.kv_budget),
+            measured=measured,
+        )
 
     def _start_model(self, name: str, supervisor: m.Ref) -> m.Ref:
         model = self._catalog.find(name)
@@ -69,13 +117,11 @@ class ActorSystem:
         stop_grace_s = default_stop_grace_s() if engine.stop_grace is None else engine.stop_grace
         options = EngineOptions(
             cache_dir=str(default_cache_dir(self._config)),
-            budget_bytes=0,
             offline=self._config.models.offline,
             context=model.context,
             max_batch=engine.max_batch,
             prefill_chunk=engine.prefill_chunk,
             prompt_cache_bytes=int(engine.prompt_cache),
-            dequantize=engine.dequantize,
         )
         settings = ModelSettings(
             source=model.source,
@@ -89,10 +135,35 @@ class ActorSystem:
         environment = {} if model.source.kind == "fake" else worker_environment(engine.blas)
 
         def spawn(on_event: OnEvent, on_exit: OnExit) -> Worker:
-            return WorkerProcess(on_event, on_exit, environment)
+            return WorkerProcess(on_event, on_exit, environment, oom_kills)
+
+        def weigh(on_weighed: OnWeighed) -> None:
+            self._background.submit(self._weigh, model, on_weighed)
 
         assert self._timers is not None  # noqa: S101 - started before the Supervisor
-        return ModelActor.start(settings, supervisor, spawn, self._timers)
+        return ModelActor.start(settings, supervisor, Effects(spawn, self._timers, self.journal, weigh))
+
+    def _weigh(self, model: CatalogModel, on_weighed: OnWeighed) -> None:
+        try:
+            on_weighed(self.ways_to_load(model), "")
+        except (OSError, ValueError) as error:
+            on_weighed((), str(error))
+
+    def _on_settled(self, name: str, dequantized: bool, footprint_bytes: int) -> None:
+        key = footprint_key(self._catalog.find(name).source, dequantized)
+        self._footprints[key] = footprint_bytes
+        self.journal.peak(key, footprint_bytes)
+
+    def _note_external(self, sample: Sample) -> None:
+        own = {os.getpid(), *sample.footprints}
+        others = tuple(events.OtherProcess(*one) for one in largest_others(own))
+        ours_bytes = sum(sample.footprints.values())
+        self.journal.record(events.ExternalPressure(sample.used_percent, ours_bytes, others))
+
+
+def footprint_key(source: ModelSource, dequantized: bool) -> str:
+    """The name under which a model's footprint is kept over restarts."""
+    return f"{source.kind}:{source.location}:{'dense' if dequantized else 'stored'}"
 
 
 class _Stopped:

@@ -7,7 +7,11 @@ from typing import Any
 import pykka
 
 from plimsoll.actors import messages as m
+from plimsoll.journal import events
+from plimsoll.journal.journal import Journal
+from plimsoll.memory.forecast import History
 from plimsoll.memory.levels import LevelState, Thresholds, advance, next_interval_s
+from plimsoll.memory.reclaim import POLL_S
 from plimsoll.memory.sample import Level, Sample, Sampler, Tracked
 
 log = logging.getLogger("plimsoll.memory")
@@ -33,8 +37,10 @@ class Watchdog(pykka.ThreadingActor):
 
     use_daemon_thread = True
 
-    def __init__(self, sampler: Sampler, thresholds: Thresholds) -> None:
+    def __init__(self, sampler: Sampler, thresholds: Thresholds, journal: Journal) -> None:
         super().__init__()
+        self._journal = journal
+        self._history = History()
         self._sampler = sampler
         self._thresholds = thresholds
         self._state = LevelState()
@@ -44,14 +50,17 @@ class Watchdog(pykka.ThreadingActor):
         self._subscribers: list[m.Ref] = []
         # Replaced whole by the actor, read by the sampling thread.
         self._tracked: tuple[Tracked, ...] = ()
-        self._stopping = threading.Event()
+        self._hurry = False
+        self._wake = threading.Event()
+        self._stopping = False
         self._thread = threading.Thread(target=self._sample_forever, name="memory-sampler", daemon=True)
 
     def on_start(self) -> None:
         self._thread.start()
 
     def on_stop(self) -> None:
-        self._stopping.set()
+        self._stopping = True
+        self._wake.set()
 
     def on_receive(self, message: Any) -> None:
         match message:
@@ -60,6 +69,11 @@ class Watchdog(pykka.ThreadingActor):
                     self._note_failure(message.error)
                 else:
                     self._on_sample(message.sample)
+            case m.Track():
+                self._tracked = message.workers
+                if message.hurry != self._hurry:
+                    self._hurry = message.hurry
+                    self._wake.set()
             case m.Subscribe():
                 self._subscribe(message)
             case _:
@@ -75,27 +89,37 @@ class Watchdog(pykka.ThreadingActor):
 
     def _sample_forever(self) -> None:
         """The thread: nothing here may raise, wait for an actor, or depend on what the level is."""
-        wait_s = 0.0
-        while not self._stopping.wait(wait_s):
+        while not self._stopping:
             try:
                 sample = self._sampler(self._tracked)
-                wait_s = next_interval_s(sample, self._thresholds)
+                wait_s = POLL_S if self._hurry else next_interval_s(sample, self._thresholds)
                 taken = _Taken(sample)
             except Exception as error:  # noqa: BLE001 - whatever a reader raises, sampling goes on
                 wait_s, taken = _RETRY_S, _Taken(None, f"{type(error).__name__}: {error}")
             if not m.tell(self.actor_ref, taken):
                 return
+            self._wake.wait(wait_s)
+            self._wake.clear()
 
     def _on_sample(self, sample: Sample) -> None:
         self._failing = False
         self._latest = sample
+        self._history.add(sample)
         before = self._state.level
         self._state = advance(self._state, sample, self._thresholds)
         level = self._state.level
         if self._reader:
-            m.tell(self._reader, m.Sampled(sample, level))
+            seconds = self._history.seconds_to_critical(self._thresholds.critical)
+            m.tell(self._reader, m.Sampled(sample, level, seconds))
         if level != before:
-            _announce(level, before, sample)
+            self._journal.record(
+                events.LevelChanged(
+                    events.LevelName.of(level),
+                    events.LevelName.of(before),
+                    sample.used_percent,
+                    sample.pressure_source or sample.binding.source,
+                )
+            )
             event = _EVENTS[level](sample)
             self._subscribers = [ref for ref in self._subscribers if m.tell(ref, event)]
 
@@ -105,17 +129,3 @@ class Watchdog(pykka.ThreadingActor):
         self._failing = True
         if self._reader:
             m.tell(self._reader, m.Sampled(None, self._state.level))
-
-
-def _announce(level: Level, before: Level, sample: Sample) -> None:
-    used = f"{sample.used_percent:.1f}%"
-    if level == Level.NORMAL:
-        log.info("✅ memory use is normal again: %s", used)
-    elif level < before:
-        log.info("memory use has fallen to %s: level %s", used, level.name.lower())
-    elif level == Level.WARNING:
-        log.warning("⚠️ high memory use: %s", used)
-    elif level == Level.CRITICAL:
-        log.warning("🚨 critical memory shortage: %s", used)
-    else:
-        log.error("🚨 memory emergency: %s, all models are stopped now", used)

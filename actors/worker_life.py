@@ -1,17 +1,30 @@
 """The lives of one model's worker process: generations, and the way from a request to stop to a kill."""
 
-import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from plimsoll.actors.messages import FromWorker, Message, Ref, WorkerExited, tell
 from plimsoll.actors.timers import Timers
 from plimsoll.engine.process import SpawnWorker, Worker
-from plimsoll.engine.protocol import Command, LoadModel, Shutdown
+from plimsoll.engine.protocol import Command, FetchModel, LoadModel, Shutdown
+from plimsoll.journal import events
+from plimsoll.journal.journal import Journal
+from plimsoll.memory.plan import Need
 
-log = logging.getLogger("plimsoll.model")
+OnWeighed = Callable[[tuple[Need, ...], str], object]
+"""Called with the ways to load a model (none while its files are not here) and an error, empty if there is none."""
 
 # How long an orderly Shutdown may take before the worker gets SIGTERM.
 _SHUTDOWN_S = 1.0
+
+
+class Effects(NamedTuple):
+    """What a ModelActor reaches the world with; ``weigh`` answers later, from another thread."""
+
+    spawn: SpawnWorker
+    timers: Timers
+    journal: Journal
+    weigh: Callable[[OnWeighed], object]
 
 
 class Escalate(Message, frozen=True):
@@ -24,11 +37,12 @@ class Escalate(Message, frozen=True):
 class WorkerLife:
     """At most one worker at a time; owned by one ModelActor, whose mailbox hears of its events and its exit."""
 
-    def __init__(self, name: str, owner: Ref, spawn: SpawnWorker, timers: Timers, stop_grace_s: float) -> None:
+    def __init__(self, name: str, owner: Ref, effects: Effects, stop_grace_s: float) -> None:
         self._name = name
+        self._journal = effects.journal
         self._owner = owner
-        self._spawn = spawn
-        self._timers = timers
+        self._spawn = effects.spawn
+        self._timers = effects.timers
         self._stop_grace_s = stop_grace_s
         self._generation = 0
         self._worker: Worker | None = None
@@ -37,13 +51,13 @@ class WorkerLife:
     def pid(self) -> int | None:
         return self._worker.pid if self._worker else None
 
-    def start(self, load: LoadModel) -> None:
-        """Start the next generation and have it load. Raises ``OSError`` when no process can be made."""
+    def start(self, load: LoadModel | FetchModel) -> None:
+        """Start the next generation and have it load or fetch. Raises ``OSError`` when no process can be made."""
         self._generation += 1
         generation, owner = self._generation, self._owner
         self._worker = self._spawn(
             lambda event: tell(owner, FromWorker(generation, event)),
-            lambda code: tell(owner, WorkerExited(generation, code)),
+            lambda code, oom_killed: tell(owner, WorkerExited(generation, code, oom_killed)),
         )
         self._worker.send(load)
 
@@ -71,7 +85,7 @@ class WorkerLife:
         if self._worker is None or step.generation != self._generation:
             return
         if step.kill:
-            log.warning("the worker of %s (pid %d) ignored SIGTERM and is killed", self._name, self._worker.pid)
+            self._journal.record(events.WorkerKilled(self._name, self._worker.pid))
             self._worker.kill()
         else:
             self._worker.terminate()

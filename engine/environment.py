@@ -2,7 +2,9 @@
 
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 # Debian, Ubuntu, Fedora, Arch: the pthread build where there is a choice, for MLX brings no OpenMP.
 _OPENBLAS = (
@@ -34,6 +36,22 @@ def find_openblas(root: Path = Path("/")) -> str | None:
     """The path of an installed OpenBLAS, if any."""
     found = (path for pattern in _OPENBLAS for path in sorted(root.glob(pattern)))
     return str(first) if (first := next(found, None)) else None
+
+
+def compute_device(platform: str = sys.platform) -> Literal["cpu", "gpu"]:
+    """What MLX will compute on, as far as it can be told without importing it."""
+    if platform == "darwin":
+        return "gpu"
+    installed = (name for name in ("mlx-cuda", "mlx-cuda-12", "mlx-cuda-13") if _is_installed(name))
+    return "gpu" if any(installed) else "cpu"
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def default_stop_grace_s(platform: str = sys.platform) -> float:

@@ -17,7 +17,8 @@ from plimsoll.engine.protocol import Command, Event, ProtocolError, encode, read
 _EXIT_AFTER_CLOSE_S = 15.0
 
 OnEvent = Callable[[Event], object]
-OnExit = Callable[[int], object]
+OnExit = Callable[[int, bool], object]
+"""Called with the exit code and whether the system's OOM killer was at work meanwhile."""
 
 
 class Worker(Protocol):
@@ -45,8 +46,16 @@ class WorkerProcess:
     so that a worker that has stopped reading can't block the actor that talks to it.
     """
 
-    def __init__(self, on_event: OnEvent, on_exit: OnExit, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        on_event: OnEvent,
+        on_exit: OnExit,
+        environment: Mapping[str, str] | None = None,
+        count_oom_kills: Callable[[], int] = lambda: 0,
+    ) -> None:
         """Start the worker. Raises ``OSError`` when no process can be made."""
+        self._count_oom_kills = count_oom_kills
+        self._oom_kills_before = count_oom_kills()
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -93,7 +102,7 @@ class WorkerProcess:
         finally:
             code = self._reap()
             self._outbox.put(None)
-            on_exit(code)
+            on_exit(code, self._oom_killed(code))
 
     def _reap(self) -> int:
         try:
@@ -101,6 +110,9 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self.kill()
             return self._process.wait()
+
+    def _oom_killed(self, code: int) -> bool:
+        return code == -signal.SIGKILL and self._count_oom_kills() > self._oom_kills_before
 
     def _write(self) -> None:
         with self._socket:

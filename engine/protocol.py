@@ -1,7 +1,7 @@
 """The worker protocol: length-prefixed MessagePack frames over one socket.
 
 A frame is a 4-byte big-endian length and one tagged ``msgspec`` struct. The front sends ``Command``s, the
-worker sends ``Event``s. A worker serves one model: the first command is ``LoadModel``, and ``Ready`` or
+worker sends ``Event``s. A worker serves one model: the first command is ``LoadModel`` (or ``FetchModel``), and ``Ready`` or
 ``LoadError`` answers it. Every ``Generate`` is answered by any number of entries in ``Step.texts`` and by exactly
 one ending: an entry in ``Step.endings`` or a ``RequestError``.
 """
@@ -34,16 +34,16 @@ class ModelSource(msgspec.Struct, frozen=True):
 
 
 class EngineOptions(msgspec.Struct, frozen=True):
-    """How a worker runs its model; ``budget_bytes`` is what the front grants this load."""
+    """How a worker runs its model; ``kv_bytes`` is what all its KV caches together may take, 0 for no bound."""
 
     cache_dir: str
-    budget_bytes: int
+    kv_bytes: int = 0
     offline: bool = False
     context: int | None = None
     max_batch: int = 16
     prefill_chunk: int | None = None
     prompt_cache_bytes: int = 512 * 1024 * 1024
-    dequantize: Literal["auto", "always", "never"] = "auto"
+    dequantize: bool = False
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -77,7 +77,10 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What a loaded model is; ``blas`` names the CPU's matrix library or is empty on a GPU."""
+    """What a loaded model is; ``blas`` names the CPU's matrix library or is empty on a GPU.
+
+    ``working_set_bytes`` is what the accelerator recommends to use at most, 0 on a CPU.
+    """
 
     context: int
     vocab_size: int
@@ -86,12 +89,20 @@ class ModelInfo(msgspec.Struct, frozen=True):
     dtype: str
     blas: str = ""
     load_s: float = 0.0
+    working_set_bytes: int = 0
 
 
 # ---- commands: front to worker
 
 
 class LoadModel(_Frame, frozen=True):
+    source: ModelSource
+    options: EngineOptions
+
+
+class FetchModel(_Frame, frozen=True):
+    """Bring the model's files here, answer ``Fetched`` and exit; nothing is loaded."""
+
     source: ModelSource
     options: EngineOptions
 
@@ -113,7 +124,7 @@ class Shutdown(_Frame, frozen=True):
     """Drop the model and exit; open requests are not answered any more."""
 
 
-Command = LoadModel | Generate | CancelRequest | TrimCaches | Shutdown
+Command = LoadModel | FetchModel | Generate | CancelRequest | TrimCaches | Shutdown
 
 # ---- events: worker to front
 
@@ -124,6 +135,10 @@ class LoadProgress(_Frame, frozen=True):
     stage: str
     done: int
     total: int
+
+
+class Fetched(_Frame, frozen=True):
+    """The model's files are all here."""
 
 
 class Ready(_Frame, frozen=True):
@@ -158,7 +173,7 @@ class RequestError(_Frame, frozen=True):
     """One request can't be served; the others go on. ``code`` is a code of ``plimsoll.errors``."""
 
     id: str
-    code: Literal["invalid_value", "context_length_exceeded", "internal_error"]
+    code: Literal["invalid_value", "context_length_exceeded", "insufficient_memory", "internal_error"]
     message: str
     param: str | None = None
 
@@ -177,7 +192,7 @@ class Trimmed(_Frame, frozen=True):
     cache_bytes: int
 
 
-Event = LoadProgress | Ready | LoadError | Step | PrefillProgress | RequestError | EngineError | Trimmed
+Event = LoadProgress | Fetched | Ready | LoadError | Step | PrefillProgress | RequestError | EngineError | Trimmed
 
 _encoder = msgspec.msgpack.Encoder()
 _commands = msgspec.msgpack.Decoder(Command)

@@ -16,16 +16,20 @@ import threading
 from pathlib import Path
 from typing import Any, Literal
 
-from plimsoll.engine.engine import Engine
+from plimsoll.engine.engine import Engine, Progress
 from plimsoll.engine.protocol import (
     CancelRequest,
     Command,
     EngineError,
+    EngineOptions,
     Event,
+    Fetched,
+    FetchModel,
     Generate,
     LoadError,
     LoadModel,
     LoadProgress,
+    ModelSource,
     ProtocolError,
     Ready,
     RequestError,
@@ -89,9 +93,12 @@ class Worker:
         if sys.platform == "darwin":
             signal.signal(signal.SIGTERM, lambda *_: self._jobs.put(Shutdown()))
         load = self._jobs.get()
-        if not isinstance(load, LoadModel):
+        if not isinstance(load, LoadModel | FetchModel):
             return
         try:
+            if isinstance(load, FetchModel):
+                self._fetch(load)
+                return
             self._load(load)
         except Exception as error:  # noqa: BLE001 - whatever a model's files make a library raise
             self._send(LoadError("memory" if _is_out_of_memory(error) else "load", describe(error)))
@@ -128,6 +135,10 @@ class Worker:
 
     # ---- step thread
 
+    def _fetch(self, command: FetchModel) -> None:
+        _resolve(command.source, command.options, self._progress)
+        self._send(Fetched())
+
     def _load(self, command: LoadModel) -> None:
         source, options = command.source, command.options
         engine: Engine
@@ -136,12 +147,9 @@ class Worker:
 
             engine, path = FakeEngine(source.location), Path()
         else:
-            from plimsoll import fetch  # noqa: PLC0415 - as above
-            from plimsoll.engine.mlx_engine import MlxEngine  # noqa: PLC0415
+            path = _resolve(source, options, self._progress)
+            from plimsoll.engine.mlx_engine import MlxEngine  # noqa: PLC0415 - as above
 
-            path = fetch.resolve(
-                source, cache_dir=Path(options.cache_dir), offline=options.offline, progress=self._progress
-            )
             engine = MlxEngine(options)
         info = engine.load(path, self._progress)
         # What loading left behind is garbage that lives as long as the process: collect it once, here.
@@ -190,6 +198,12 @@ class Worker:
             return
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the reader sees it too and ends the process
             self._socket.sendall(encode(event))
+
+
+def _resolve(source: ModelSource, options: EngineOptions, progress: Progress) -> Path:
+    from plimsoll.catalog import resolve  # noqa: PLC0415 - a fake engine starts without it
+
+    return resolve(source, cache_dir=Path(options.cache_dir), offline=options.offline, progress=progress)
 
 
 def describe(error: BaseException) -> str:

@@ -25,7 +25,7 @@ class LevelState(msgspec.Struct, frozen=True):
     """What has to be remembered between samples.
 
     ``raw_before`` is what the last sample alone would say; ``below_since`` is when use fell below the line at
-    which the present level may be left.
+    which the present level may be left, with no pressure signal left to hold it.
     """
 
     level: Level = Level.NORMAL
@@ -38,17 +38,22 @@ _CONFIRMED_AT_ONCE = Level.EMERGENCY
 
 
 def advance(state: LevelState, sample: Sample, thresholds: Thresholds) -> LevelState:
-    """The state after ``sample``: up on two samples in a row (emergency on one), down below the hysteresis line."""
-    raw = _raw(sample.used_percent, thresholds)
+    """The state after ``sample``: up on two samples in a row (emergency on one), down below the hysteresis line.
+
+    The system's pressure signals raise and hold levels up to critical like use does, but have no hysteresis line.
+    """
+    pressure = min(sample.pressure, Level.CRITICAL)
+    raw = max(_raw(sample.used_percent, thresholds), pressure)
     confirmed = raw if raw >= _CONFIRMED_AT_ONCE else min(raw, state.raw_before)
     if confirmed > state.level:
         return LevelState(confirmed, raw)
-    if state.level == Level.NORMAL or sample.used_percent >= thresholds.of(state.level) - thresholds.hysteresis:
+    held = sample.used_percent >= thresholds.of(state.level) - thresholds.hysteresis or pressure >= state.level
+    if state.level == Level.NORMAL or held:
         return LevelState(state.level, raw)
     since = sample.time_s if state.below_since is None else state.below_since
     if sample.time_s - since < thresholds.clear_after_s:
         return LevelState(state.level, raw, since)
-    return LevelState(_left_to(state.level, sample.used_percent, thresholds), raw)
+    return LevelState(max(_left_to(state.level, sample.used_percent, thresholds), pressure), raw)
 
 
 def _raw(percent: float, thresholds: Thresholds) -> Level:
@@ -69,7 +74,7 @@ _LONGEST_S = 1.0
 
 
 def next_interval_s(sample: Sample, thresholds: Thresholds) -> float:
-    """Seconds until the next sample: the time in which the fullest source could be filled up to critical."""
-    binding = sample.binding
-    room = binding.total * thresholds.critical / 100 - binding.used
+    """Seconds until the next sample: the time in which the first source could be filled up to critical."""
+    # A small limit at 50% is nearer to its end than a large machine at 60%.
+    room = min(reading.total * thresholds.critical / 100 - reading.used for reading in sample.readings)
     return min(max(room / _FILL_BYTES_PER_S, _SHORTEST_S), _LONGEST_S)

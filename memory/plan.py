@@ -15,28 +15,30 @@ _WEIGHTS_MARGIN = 1.05
 
 
 class Need(msgspec.Struct, frozen=True):
-    """What loading a model takes. ``weights_bytes`` as the worker will hold them, after any change of dtype.
+    """One way to load a model and what it takes.
 
-    ``measured_bytes`` is the highest footprint seen of it before, 0 when it was never loaded here.
+    ``weights_bytes`` as the worker will hold them, ``dequantize`` says in which form; ``kv_bytes`` is what its KV
+    caches may grow to. ``measured_bytes`` is the footprint seen right after a former load in this form, 0 if never.
     """
 
     weights_bytes: int = 0
     kv_bytes: int = 0
     measured_bytes: int = 0
+    dequantize: bool = False
 
     @property
     def total_bytes(self) -> int:
-        """The measured peak where there is one, else weights x 1.05 + KV budget + 300 MiB for the process."""
-        if self.measured_bytes:
-            return self.measured_bytes
-        return int(self.weights_bytes * _WEIGHTS_MARGIN) + self.kv_bytes + PROCESS_BYTES
+        """Weights x 1.05 + 300 MiB for the process, or what was measured in place of both; and the KV budget."""
+        estimate = int(self.weights_bytes * _WEIGHTS_MARGIN) + PROCESS_BYTES
+        return (self.measured_bytes or estimate) + self.kv_bytes
 
 
 class Seat(msgspec.Struct, frozen=True):
     """One model that takes memory or is about to.
 
-    ``reserved_bytes`` is what was granted, ``footprint_bytes`` what its worker holds right now. ``fresh`` marks a
-    model that was loaded for a waiting request and has not answered it yet. ``last_used`` on the monotonic clock.
+    ``reserved_bytes`` is what was granted, ``footprint_bytes`` what its worker holds right now. ``last_used`` on the
+    monotonic clock; ``running`` is false for a model that has no worker yet. A model that was loaded for a waiting
+    request is not idle before it has answered it, so it is not evicted for another one in between.
     """
 
     name: str
@@ -46,7 +48,7 @@ class Seat(msgspec.Struct, frozen=True):
     loaded: bool = True
     idle: bool = False
     pinned: bool = False
-    fresh: bool = False
+    running: bool = True
     leaving: bool = False
 
     @property
@@ -61,7 +63,7 @@ class Seat(msgspec.Struct, frozen=True):
 
     @property
     def evictable(self) -> bool:
-        return self.loaded and self.idle and not (self.pinned or self.fresh or self.leaving)
+        return self.loaded and self.idle and not (self.pinned or self.leaving)
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -78,6 +80,25 @@ class Plan(msgspec.Struct, frozen=True):
     percent_after: float
     victims: tuple[str, ...] = ()
     blockers: tuple[str, ...] = ()
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The plan for one of several ways to load a model."""
+
+    need: Need
+    plan: Plan
+
+
+def choose(needs: Sequence[Need], seats: Sequence[Seat], sample: Sample, critical_percent: float) -> Decision:
+    """The first way that fits as things are; if none does, the plan for the last one, which takes least."""
+    decision = None
+    for need in needs:
+        decision = Decision(need, plan(need.total_bytes, seats, sample, critical_percent))
+        if decision.plan.verdict == "load":
+            return decision
+    if decision is None:
+        raise ValueError("a model can't be loaded in no way at all")
+    return decision
 
 
 def plan(need_bytes: int, seats: Sequence[Seat], sample: Sample, critical_percent: float) -> Plan:
@@ -125,7 +146,7 @@ def clean_up_order(seats: Sequence[Seat], *, aggressive: bool) -> list[Seat]:
 
     Normal: every idle, unpinned model, but the most recently used model of all stays. Aggressive: all of them.
     """
-    present = sorted((seat for seat in seats if not seat.leaving), key=lambda seat: seat.last_used)
+    present = sorted((seat for seat in seats if seat.running and not seat.leaving), key=lambda seat: seat.last_used)
     if aggressive:
         return present
     loaded = [seat for seat in present if seat.loaded]
@@ -154,4 +175,4 @@ def _blocker(seat: Seat) -> str:
         return f"{seat.name} is loading"
     if not seat.idle:
         return f"{seat.name} is busy"
-    return f"{seat.name} is pinned" if seat.pinned else f"{seat.name} has only just been loaded"
+    return f"{seat.name} is pinned"

@@ -27,13 +27,13 @@ class CgroupReader:
         except FileNotFoundError:
             return None  # a kernel without control groups
         if text != self._text:
-            self._text, self._groups = None, self._find(text)
+            self._groups = self._find(text)
             self._text = text
         readings = [reading for group in self._groups if (reading := group.read())]
         # A parent's limit counts our siblings' memory too, so each limit is held against its own group's use.
         return max(readings, key=lambda reading: (reading.percent, -reading.total), default=None)
 
-    def _find(self, membership: bytes) -> "tuple[_Group, ...]":
+    def _find(self, membership: bytes) -> tuple["_Group", ...]:
         try:
             mountinfo = self._mountinfo.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -66,7 +66,7 @@ class _Group:
             return None
         current, stat = int(self._used.read()), self._stat.read()
         # The counters are not of one instant, so their difference may leave the possible range.
-        return Reading("cgroup", limit, min(max(current - self.reclaimable(stat), 0), current))
+        return Reading("cgroup", limit, max(0, min(current - self.reclaimable(stat), current)))
 
     def effective(self, limit: int | None) -> int | None:
         return limit
@@ -93,13 +93,13 @@ class _V1(_Group):
 
     def reclaimable(self, stat: bytes) -> int:
         """As in v2, with child groups counted; v1 does not tell how much of the slabs could go."""
+        cached = _total(stat, "inactive_file") + _total(stat, "active_file")
+        return cached - _total(stat, "dirty") - _total(stat, "writeback")
 
-        def total(name: str) -> int:
-            whole = number(stat, f"total_{name}")
-            return required(stat, name) if whole is None else whole
 
-        unwritten = sum(number(stat, f"total_{name}") or number(stat, name) or 0 for name in ("dirty", "writeback"))
-        return total("inactive_file") + total("active_file") - unwritten
+def _total(stat: bytes, name: str) -> int:
+    whole = number(stat, f"total_{name}")
+    return required(stat, name) if whole is None else whole
 
 
 def _limit(text: bytes) -> int | None:

@@ -65,10 +65,11 @@ def _mount(version: int, path: str, mountinfo: str, root: Path) -> _Mount:
 def _parse(line: str, version: int, root: Path) -> _Mount | None:
     mount, _, filesystem = line.partition(" - ")
     fields, kind = mount.split(), filesystem.split()
-    if len(fields) < 5 or len(kind) < 3:  # noqa: PLR2004 - the fields that are read below
+    if len(fields) < 5 or len(kind) < 3:
         return None
-    wanted = kind[0] == "cgroup2" if version == 2 else kind[0] == "cgroup" and "memory" in kind[2].split(",")  # noqa: PLR2004 - cgroup v2
-    if not wanted:
+    if version == 1 and not (kind[0] == "cgroup" and "memory" in kind[2].split(",")):
+        return None
+    if version == 2 and kind[0] != "cgroup2":
         return None
     shown, point = (re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field) for field in fields[3:5])
     place = Path(point)
@@ -78,7 +79,7 @@ def _parse(line: str, version: int, root: Path) -> _Mount | None:
 
 
 def _is_under(path: str, root: str) -> bool:
-    return root == "/" or path == root or path.startswith(f"{root}/")
+    return root in ("/", path) or path.startswith(f"{root}/")
 
 
 def _below(path: str, root: str) -> list[str]:

@@ -23,7 +23,7 @@ class DarwinApi(Protocol):
 class RusageInfoV2(ctypes.Structure):
     """``struct rusage_info_v2`` of <sys/resource.h> (xnu, bsd/sys/resource.h; since OS X 10.9)."""
 
-    _fields_ = [  # noqa: RUF012 - ctypes reads a plain list
+    _fields_ = [
         ("ri_uuid", ctypes.c_uint8 * 16),
         ("ri_user_time", ctypes.c_uint64),
         ("ri_system_time", ctypes.c_uint64),

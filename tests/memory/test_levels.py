@@ -77,7 +77,59 @@ def test_close_to_critical_the_next_look_is_soon() -> None:
     assert next_interval_s(sample, THRESHOLDS) < 0.6
 
 
+def test_the_source_with_the_least_room_sets_the_pace() -> None:
+    gib = 1024**3
+    machine, limit = Reading("host", 64 * gib, 40 * gib), Reading("limit", 2 * gib, 1 * gib)
+    assert Sample(0.0, (machine, limit)).binding == machine
+    assert next_interval_s(Sample(0.0, (machine,)), THRESHOLDS) == 1.0
+    assert next_interval_s(Sample(0.0, (machine, limit)), THRESHOLDS) < 0.6
+
+
 def test_the_fullest_source_binds() -> None:
     sample = Sample(0.0, (Reading("host", 100, 40), Reading("limit", 10, 9)))
     assert sample.binding.source == "limit"
     assert sample.used_percent == 90
+
+
+def under_pressure(timeline: list[tuple[float, Level]]) -> list[Level]:
+    state, out = LevelState(), []
+    for index, (percent, pressure) in enumerate(timeline):
+        sample = Sample(float(index), at(percent).readings, pressure, "vm_pressure")
+        state = advance(state, sample, THRESHOLDS)
+        out.append(state.level)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("timeline", "expected"),
+    [
+        pytest.param([(40, W), (40, W)], [N, W], id="pressure alone warns on two samples"),
+        pytest.param([(40, C), (40, N), (40, C)], [N, N, N], id="a single sign of pressure is ignored"),
+        pytest.param([(40, C), (40, W)], [N, W], id="the second sample confirms only what both say"),
+        pytest.param([(90, N), (40, W)], [N, W], id="use and pressure confirm each other"),
+        pytest.param([(96, W), (96, W)], [N, C], id="pressure never lowers what use says"),
+        pytest.param([(40, E)] * 3, [N, C, C], id="pressure alone is never an emergency"),
+        pytest.param([(98, W)], [E], id="an emergency by use needs one sample under pressure too"),
+    ],
+)
+def test_pressure_raises_the_level(timeline: list[tuple[float, Level]], expected: list[Level]) -> None:
+    assert under_pressure(timeline) == expected
+
+
+def test_pressure_alone_holds_critical_while_it_lasts() -> None:
+    assert under_pressure([(40, C)] * 60)[1:] == [C] * 59
+
+
+def test_ten_seconds_after_the_pressure_the_level_falls() -> None:
+    timeline = under_pressure([*[(40, C)] * 30, *[(40, N)] * 12])
+    assert timeline[1:40] == [C] * 39
+    assert timeline[40:] == [N, N]
+
+
+def test_the_level_falls_to_what_pressure_still_asks_for() -> None:
+    assert under_pressure([*[(40, C)] * 3, *[(40, W)] * 30])[-1] == W
+    assert under_pressure([(99, C), *[(40, C)] * 30])[-1] == C
+
+
+def test_new_pressure_starts_the_ten_seconds_again() -> None:
+    assert under_pressure([*[(40, W)] * 3, *[(40, N)] * 8, (40, W), *[(40, N)] * 8])[-1] == W

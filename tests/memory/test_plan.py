@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plimsoll.memory.plan import MIB, Need, Plan, Seat, clean_up_order, plan, room_bytes
+from plimsoll.memory.plan import MIB, Need, Plan, Seat, choose, clean_up_order, plan, room_bytes
 from plimsoll.memory.sample import Reading, Sample
 
 GIB = 1024**3
@@ -51,9 +51,7 @@ def test_the_least_recently_used_goes_first_and_no_more_than_needed() -> None:
     assert answer.victims == ("old", "middle")
 
 
-@pytest.mark.parametrize(
-    "flag", [{"idle": False}, {"pinned": True}, {"fresh": True}, {"loaded": False}, {"leaving": True}]
-)
+@pytest.mark.parametrize("flag", [{"idle": False}, {"pinned": True}, {"loaded": False}, {"leaving": True}])
 def test_these_are_never_evicted_for_another(flag: dict[str, bool]) -> None:
     answer = ask(30, [seat("a", holds=40, **flag)], memory(used=80))
     assert answer.victims == ()
@@ -86,7 +84,16 @@ def test_the_tightest_source_decides() -> None:
 
 def test_the_need_is_estimated_until_it_was_measured() -> None:
     assert Need(weights_bytes=1000 * MIB, kv_bytes=50 * MIB).total_bytes == (1050 + 50 + 300) * MIB
-    assert Need(weights_bytes=1000 * MIB, measured_bytes=7 * MIB).total_bytes == 7 * MIB
+    assert Need(weights_bytes=1000 * MIB, kv_bytes=50 * MIB, measured_bytes=700 * MIB).total_bytes == 750 * MIB
+
+
+def test_the_first_way_that_fits_is_taken_and_the_smallest_makes_room() -> None:
+    dense, packed = Need(weights_bytes=40 * GIB, dequantize=True), Need(weights_bytes=10 * GIB)
+    assert choose([dense, packed], [], memory(used=20), 95.0).need == dense
+    assert choose([dense, packed], [], memory(used=70), 95.0).need == packed
+    crowded = choose([dense, packed], [seat("a", holds=50)], memory(used=90), 95.0)
+    assert crowded.need == packed
+    assert crowded.plan.verdict == "evict"
 
 
 def test_a_normal_clean_up_keeps_the_last_used_the_busy_and_the_pinned() -> None:
@@ -115,7 +122,6 @@ SEATS = st.lists(
         loaded=st.booleans(),
         idle=st.booleans(),
         pinned=st.booleans(),
-        fresh=st.booleans(),
         leaving=st.booleans(),
     ),
     max_size=6,

@@ -1,0 +1,133 @@
+"""The sampler: every reader that applies to this machine, each allowed to fail on its own."""
+
+import functools
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from plimsoll.memory.sample import Level, Reading, Sample, Tracked
+from plimsoll.memory.sources import footprint, host, pressure
+from plimsoll.memory.sources.cgroup import CgroupReader
+from plimsoll.memory.sources.darwin import DarwinApi, LibSystem
+
+log = logging.getLogger("plimsoll.memory")
+
+_T = TypeVar("_T")
+
+
+class SystemSampler:
+    """A ``Sampler`` of the system it runs on; calls from several threads wait for each other.
+
+    The readers are ``host``, ``cgroup``, ``footprint``, ``limit``, ``accelerator``, ``psi``, ``swap`` and
+    ``vm_pressure``. One that does not apply here (no control group limit, no PSI in this kernel, no worker that
+    reports a working set) is simply absent. One that should have answered and did not is named in ``Sample.failed``
+    and its reason is in ``errors``: its figures are missing from that sample, so the sample may say less than is
+    used. A tracked process that has ended is no failure.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit_bytes: int | None = None,
+        proc: Path = Path("/proc"),
+        cgroup: Path = Path("/sys/fs/cgroup"),
+        platform: str = sys.platform,
+        clock: Callable[[], float] = time.monotonic,
+        darwin: DarwinApi | None = None,
+    ) -> None:
+        if limit_bytes is not None and limit_bytes <= 0:
+            raise ValueError(f"memory.limit must be above 0, not {limit_bytes}")
+        self.errors: dict[str, str] = {}
+        self._limit_bytes = limit_bytes
+        self._clock = clock
+        self._lock = threading.Lock()
+        darwin = darwin or LibSystem()
+        self._host = host.reader(platform, proc)
+        self._footprint = footprint.reader(platform, proc, darwin)
+        self._cgroup: CgroupReader | None = None
+        self._accelerated = platform == "darwin"
+        self._signals: dict[str, Callable[[float], Level]] = {}
+        if platform == "darwin":
+            self._signals["vm_pressure"] = lambda _time_s: pressure.of_macos(darwin)
+        elif platform == "linux":
+            self._cgroup = CgroupReader(proc, cgroup)
+            stalls = pressure.Stalls(proc)
+            self._signals["psi"] = lambda _time_s: stalls()
+            self._signals["swap"] = pressure.SwapOut(proc)
+
+    def __call__(self, tracked: Sequence[Tracked] = ()) -> Sample:
+        """One sample. Raises ``OSError`` when no source can be read at all."""
+        with self._lock:
+            return self._sample(tracked)
+
+    def _sample(self, tracked: Sequence[Tracked]) -> Sample:
+        time_s, errors = self._clock(), dict[str, str]()
+        footprints = self._footprints(tracked, errors)
+        readings = (
+            _attempt("host", self._host, errors),
+            _attempt("cgroup", self._cgroup, errors) if self._cgroup else None,
+            _attempt("limit", functools.partial(self._limit, footprints, errors), errors),
+            _attempt("accelerator", functools.partial(self._accelerator, tracked, footprints, errors), errors),
+        )
+        level, source = Level.NORMAL, ""
+        for name, signal in self._signals.items():
+            asked = _attempt(name, functools.partial(signal, time_s), errors)
+            if asked is not None and asked > level:
+                level, source = asked, name
+        self._note(errors)
+        given = tuple(reading for reading in readings if reading)
+        if not given:
+            reasons = "; ".join(f"{name}: {error}" for name, error in errors.items())
+            raise OSError(f"no source of memory figures can be read ({reasons})")
+        return Sample(time_s, given, level, source, footprints, tuple(errors))
+
+    def _footprints(self, tracked: Sequence[Tracked], errors: dict[str, str]) -> dict[int, int]:
+        front = os.getpid()
+        footprints = {}
+        for pid in dict.fromkeys((front, *(one.pid for one in tracked))):
+            size = _attempt("footprint", functools.partial(self._footprint, pid), errors)
+            if size is not None:
+                footprints[pid] = size
+        if front not in footprints:
+            errors.setdefault("footprint", "no figures for this very process")
+        return footprints
+
+    def _limit(self, footprints: dict[int, int], errors: dict[str, str]) -> Reading | None:
+        if self._limit_bytes is None:
+            return None
+        if "footprint" in errors:
+            raise ValueError("not every footprint is known, so their sum would be too low")
+        return Reading("limit", self._limit_bytes, sum(footprints.values()))
+
+    def _accelerator(
+        self, tracked: Sequence[Tracked], footprints: dict[int, int], errors: dict[str, str]
+    ) -> Reading | None:
+        if not self._accelerated:
+            return None
+        total = max((one.working_set_bytes for one in tracked), default=0)
+        if total <= 0:
+            return None
+        # Where footprints can't be read, what the worker itself reports still counts; an ended one has given it back.
+        alive = [one for one in tracked if one.pid in footprints or "footprint" in errors]
+        return Reading("accelerator", total, sum(max(footprints.get(one.pid, 0), one.mlx_bytes) for one in alive))
+
+    def _note(self, errors: dict[str, str]) -> None:
+        """Log what changed: a reader that fails ten times a second is one line, not ten."""
+        for name in errors.keys() - self.errors.keys():
+            log.warning("memory reader %s fails: %s; sampling goes on without it", name, errors[name])
+        for name in self.errors.keys() - errors.keys():
+            log.info("memory reader %s works again", name)
+        self.errors = errors
+
+
+def _attempt(name: str, read: Callable[[], _T], errors: dict[str, str]) -> _T | None:
+    try:
+        return read()
+    except Exception as error:  # noqa: BLE001 - whatever one reader raises, the others go on
+        errors[name] = f"{type(error).__name__}: {error}"
+        return None

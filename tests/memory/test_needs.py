@@ -1,0 +1,56 @@
+"""The ways to load a model, best first."""
+
+from typing import Any
+
+from plimsoll.memory.needs import Weight, ways_to_load
+from plimsoll.memory.plan import MIB, Need
+
+# The 135M model in 4 bits: 98 MB on disk, 538 MB as dense float32, 46 KB of KV cache for a token on a CPU.
+SMALL = Weight(98_000_000, 115_000_000, 538_000_000, 11_520, 8192)
+PLAIN = Weight(500, 1000, 1000, 100, None)
+
+
+def ways(weight: Weight = SMALL, **options: Any) -> tuple[Need, ...]:
+    defaults: dict[str, Any] = {
+        "device": "cpu",
+        "dequantize": "auto",
+        "context": None,
+        "kv_budget_bytes": 1 * MIB,
+        "measured": {},
+    }
+    return ways_to_load(weight, **{**defaults, **options})
+
+
+def test_a_cpu_prefers_dense_float32_and_settles_for_packed() -> None:
+    assert [(way.weights_bytes, way.dequantize) for way in ways()] == [(538_000_000, True), (115_000_000, False)]
+
+
+def test_the_config_can_ask_for_one_form_only() -> None:
+    assert [way.dequantize for way in ways(dequantize="always")] == [True]
+    assert [way.dequantize for way in ways(dequantize="never")] == [False]
+
+
+def test_what_is_not_quantised_has_one_form() -> None:
+    assert [way.weights_bytes for way in ways(PLAIN)] == [1000]
+    assert [way.weights_bytes for way in ways(PLAIN, dequantize="always")] == [1000]
+
+
+def test_a_gpu_takes_the_weights_as_they_are() -> None:
+    assert [(way.weights_bytes, way.dequantize) for way in ways(device="gpu")] == [(98_000_000, False)]
+
+
+def test_without_a_budget_room_for_the_whole_context_is_preferred_to_room_for_4096_tokens() -> None:
+    per_token = 11_520 * 4
+    kv = [way.kv_bytes for way in ways(kv_budget_bytes=None)]
+    assert kv == [8192 * per_token, 8192 * per_token, 4096 * per_token, 4096 * per_token]
+
+
+def test_a_shorter_context_needs_less_and_a_longer_one_than_the_models_no_more() -> None:
+    assert ways(kv_budget_bytes=None, context=4096)[0].kv_bytes == 4096 * 11_520 * 4
+    assert ways(kv_budget_bytes=None, context=100_000)[0].kv_bytes == 8192 * 11_520 * 4
+
+
+def test_what_was_measured_replaces_the_estimate_of_that_form() -> None:
+    dense, packed = ways(measured={True: 600_000_000})
+    assert dense.total_bytes == 600_000_000 + 1 * MIB
+    assert packed.measured_bytes == 0
