@@ -12,6 +12,7 @@ PlimsollError
 │   ├── WorkerDied              the model's worker process ended while the request ran
 │   ├── ModelUnloaded           the model was unloaded while the request ran
 │   ├── InsufficientMemory      carries the memory figures
+│   │   └── NeverFits     507   not on this machine, whatever is unloaded
 │   └── ShuttingDown
 └── InternalError         500
 """
@@ -95,6 +96,11 @@ class ModelUnloaded(Unavailable):
 class InsufficientMemory(Unavailable):
     code = "insufficient_memory"
     type = "insufficient_memory"
+
+
+class NeverFits(InsufficientMemory):
+    status = 507
+    code = "never_fits"
 
 
 class ShuttingDown(Unavailable):

@@ -16,7 +16,7 @@ from plimsoll.engine import protocol as p
 from plimsoll.engine.environment import worker_environment
 from plimsoll.engine.process import WorkerProcess
 
-OPTIONS = p.EngineOptions(cache_dir="", budget_bytes=1 << 30)
+OPTIONS = p.EngineOptions(cache_dir="")
 
 
 class Heard:
@@ -98,7 +98,7 @@ def heard(event):
     if isinstance(event, p.LoadProgress if "load_s" in switches else p.Ready):
         print(worker.pid, flush=True)
 worker = WorkerProcess(heard, lambda code: None)
-worker.send(p.LoadModel(p.ModelSource("a", "fake", switches), p.EngineOptions(cache_dir="", budget_bytes=0)))
+worker.send(p.LoadModel(p.ModelSource("a", "fake", switches), p.EngineOptions(cache_dir="")))
 time.sleep(60)
 """
 
