@@ -122,7 +122,7 @@ def parse(user: dict[str, Any], origin: str = "config") -> Config:
     """``user``'s keys merged over the defaults and validated; ``origin`` names the file in errors."""
     merged = _merge(defaults(), user)
     try:
-        config = msgspec.convert(merged, Config, dec_hook=_quantity)
+        config = msgspec.convert(merged, Config, dec_hook=quantity)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{origin}: {_explain(error, merged)}") from None
     _check_sense(config, origin)
@@ -190,7 +190,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _quantity(kind: type, value: Any) -> Any:
+def quantity(kind: type, value: Any) -> Any:
     """Msgspec's hook for ``Bytes`` and ``Seconds``."""
     units, example = (_SIZE_UNITS, "16GiB or 512MB") if kind is Bytes else (_TIME_UNITS, "30s or 5m")
     match = _QUANTITY.fullmatch(str(value)) if isinstance(value, int | float | str) else None
@@ -232,7 +232,7 @@ def _offender(path: str, data: Any) -> tuple[str, Any]:
     container = _at(before.strip(".").split("."), data)
     for name, entry in (container or {}).items():
         try:
-            msgspec.convert({name: entry}, dict[ModelName, ModelEntry], dec_hook=_quantity)
+            msgspec.convert({name: entry}, dict[ModelName, ModelEntry], dec_hook=quantity)
         except msgspec.ValidationError:
             inner = after.strip(".")
             value = _at(inner.split("."), entry) if inner else (entry if isinstance(name, str) else name)

@@ -257,26 +257,35 @@ class Admission:
 
     def _decide(self, request: _LoadRequest, seat: Seat, sample: Sample) -> m.Load | m.RefuseLoad | None:
         """The answer to one load request; None when something has to leave or settle first."""
-        used = sample.used_percent
-        if used >= self._thresholds.critical:
-            if not request.cleaned_hard and len(self._seats()) > 1:
-                request.cleaned_hard = True
-                self._clean_for(request, aggressive=True)
-                return None
+        if self._cleans_first(request, sample):
+            return None
+        full = self.level >= Level.CRITICAL and sample.used_percent >= self._thresholds.warning
+        if full or sample.used_percent >= self._thresholds.critical:
             return self._refused(out_of_memory(sample, f"{request.model} is not loaded"), request, sample)
-        if used >= self._thresholds.warning and not request.cleaned:
+        if (seconds := self.forecast_s) is None:
+            return self._plan(request, seat, sample)
+        if self._clock() - request.asked_at < _FORECAST_S:
+            return None  # it comes true or passes within that time: neither refuse too early nor load into it
+        what = f"{request.model} is not loaded: memory will be critically full in about {seconds:.0f} s"
+        return self._refused(out_of_memory(sample, what), request, sample)
+
+    def _cleans_first(self, request: _LoadRequest, sample: Sample) -> bool:
+        """The seed's rule: before every load memory is checked, and cleaned up once if it is too full."""
+        if sample.used_percent >= self._thresholds.critical and not request.cleaned_hard:
+            request.cleaned_hard = True
+            return self._clean_for(request, aggressive=True)
+        if sample.used_percent >= self._thresholds.warning and not request.cleaned:
             request.cleaned = True
-            if clean_up_order(self._seats(), aggressive=False):
-                self._clean_for(request, aggressive=False)
-                return None
-        if self.level >= Level.CRITICAL and used >= self._thresholds.warning:
-            return self._refused(out_of_memory(sample, f"{request.model} is not loaded"), request, sample)
-        if self.forecast_s is not None:
-            if self._clock() - request.asked_at < _FORECAST_S:
-                return None  # it comes true or passes within that time: neither refuse too early nor load into it
-            what = f"{request.model} is not loaded: memory will be critically full in about {self.forecast_s:.0f} s"
-            return self._refused(out_of_memory(sample, what), request, sample)
-        return self._plan(request, seat, sample)
+            return self._clean_for(request, aggressive=False)
+        return False
+
+    def _clean_for(self, request: _LoadRequest, *, aggressive: bool) -> bool:
+        if not clean_up_order(self._seats(), aggressive=aggressive):
+            return False
+        self.start_cleanup(aggressive=aggressive, reason=f"before loading {request.model}")
+        if self._cleanup:
+            self._cleanup.not_before = 0.0  # the request waits, so it waits for no trimming
+        return True
 
     def _plan(self, request: _LoadRequest, seat: Seat, sample: Sample) -> m.Load | m.RefuseLoad | None:
         others = [one for one in self._seats() if one.name != seat.name]
@@ -297,12 +306,6 @@ class Admission:
                 return self._refused(no_room(request.model, decision.plan, sample), request, sample, decision.plan)
             case "never":
                 return self._refused(never_fits(request.model, decision.plan, sample), request, sample, decision.plan)
-
-    def _clean_for(self, request: _LoadRequest, *, aggressive: bool) -> None:
-        """The seed's rule: memory is checked, and cleaned if need be, before every load; its own model stays."""
-        self.start_cleanup(aggressive=aggressive, reason=f"before loading {request.model}")
-        if self._cleanup:
-            self._cleanup.not_before = 0.0
 
     def _refused(
         self, error: PlimsollError, request: _LoadRequest, sample: Sample, plan: Plan | None = None

@@ -372,6 +372,8 @@ class Supervisor(pykka.ThreadingActor):
             )
         if self._admission.sample and self._admission.sample.failed:
             problems.append(f"memory readers that fail: {', '.join(self._admission.sample.failed)}")
+        if self._journal.problem:
+            problems.append(self._journal.problem)
         problems += [
             f"{slot.status.name}: {slot.status.error}"
             for slot in self._slots.values()

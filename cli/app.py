@@ -13,7 +13,9 @@ from plimsoll.catalog import Catalog, default_cache_dir
 from plimsoll.cli import chat, listing
 from plimsoll.cli.client import Client, Unreachable
 from plimsoll.config import Config
-from plimsoll.errors import PlimsollError
+from plimsoll.errors import ConfigError, PlimsollError
+from plimsoll.journal import show
+from plimsoll.journal.places import blackbox_file, log_file
 
 app = typer.Typer(
     name="plimsoll",
@@ -27,6 +29,7 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration
 Url = Annotated[
     str | None, typer.Option("--url", envvar="PLIMSOLL_URL", help="The server; default: as the config says.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 def main() -> None:
@@ -54,7 +57,7 @@ def serve(
     effective = config.load(file)
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     effective = msgspec.structs.replace(effective, server=msgspec.structs.replace(effective.server, **given))
-    logs.configure(effective.logging.level)
+    logs.configure(effective.logging.level, file=log_file(effective.logging.file))
     catalog = Catalog(effective.models)
     # Bind before the fetch: a port in use should not show after a minute.
     with server.bind(effective.server.host, effective.server.port) as sock:
@@ -101,11 +104,45 @@ def ps(
     url: Url = None,
     file: ConfigFile = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the models that are loaded, loading or leaving."""
     running = [one for one in _running(_client(url, file)) if one["state"] not in ("cold", "stopped")]
     typer.echo(json.dumps(running, indent=2) if as_json else listing.ps_table(running))
+
+
+@app.command()
+def cleanup(
+    url: Url = None,
+    file: ConfigFile = None,
+    *,
+    aggressive: Annotated[bool, typer.Option("--aggressive", help="Unload ALL models, busy ones too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Unload idle models, the least recently used first, until only the last used one is left."""
+    report = _client(url, file).post("/admin/cleanup", {"aggressive": aggressive})
+    typer.echo(json.dumps(report, indent=2) if as_json else listing.cleanup_line(report))
+
+
+@app.command(name="events")
+def events_command(
+    since: Annotated[str, typer.Option(help="How far back: 30m, 1h, 2d.")] = "1h",
+    kind: Annotated[str | None, typer.Option(help="Only this kind of event.")] = None,
+    file: ConfigFile = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show what happened to memory, also in earlier runs; no server is needed."""
+    effective = config.load(file)
+    path = blackbox_file(effective.logging.blackbox)
+    if path is None:
+        raise ConfigError("logging.blackbox is none, so no events are kept")
+    try:
+        since_s, chosen = show.parse_since(since), show.parse_kind(kind) if kind else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not show.show(path, since_s, as_json=as_json, kind=chosen, language=effective.logging.language):
+        typer.echo(f"no events in the last {since}", err=True)
 
 
 @app.command()

@@ -60,6 +60,11 @@ class Client:
         with self._response("GET", path, None) as response:
             return json.loads(response.read())
 
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """What ``path`` answers to ``body``. Raises ``Unreachable`` or ``Refused``."""
+        with self._response("POST", path, json.dumps(body)) as response:
+            return json.loads(response.read())
+
     def chat(self, model: str, messages: list[dict[str, str]]) -> Iterator[Text | Note]:
         """The answer as it comes. Closing the iterator stops it. Raises ``Unreachable`` or ``Refused``."""
         body = json.dumps({"model": model, "messages": messages, "stream": True})

@@ -37,6 +37,14 @@ def ps_table(running: list[dict[str, Any]]) -> str:
     return table(["NAME", "STATE", "ACTIVE", "QUEUED", "PID", "LAST USED", "UNLOADS"], rows)
 
 
+def cleanup_line(report: dict[str, Any]) -> str:
+    """What a clean-up did, in one line."""
+    names = ", ".join(report["unloaded"]) or "nothing"
+    freed, expected = _size(max(0, report["freed_bytes"])), _size(report["expected_bytes"])
+    before, after = report["percent_before"], report["percent_after"]
+    return f"unloaded {names}: freed {freed} of {expected}, memory {before}% -> {after}%"
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Columns as wide as they must be."""
     lines = [head, *rows]

@@ -1,9 +1,9 @@
 """The worker protocol: length-prefixed MessagePack frames over one socket.
 
-A frame is a 4-byte big-endian length and one tagged ``msgspec`` struct. The front sends ``Command``s, the
-worker sends ``Event``s. A worker serves one model: the first command is ``LoadModel`` (or ``FetchModel``), and ``Ready`` or
-``LoadError`` answers it. Every ``Generate`` is answered by any number of entries in ``Step.texts`` and by exactly
-one ending: an entry in ``Step.endings`` or a ``RequestError``.
+A frame is a 4-byte big-endian length and one tagged ``msgspec`` struct. The front sends ``Command``s, the worker
+sends ``Event``s. A worker serves one model: the first command is ``LoadModel`` (or ``FetchModel``), and ``Ready`` or
+``LoadError`` answers it. Every ``Generate`` is answered by any number of entries in ``Step.texts`` and by exactly one
+ending: an entry in ``Step.endings`` or a ``RequestError``.
 """
 
 import socket

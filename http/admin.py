@@ -1,5 +1,6 @@
-"""Administration: which models there are and how they are, load one, unload one."""
+"""Administration: which models there are and how they are, load, unload, plan, clean up."""
 
+import asyncio
 import time
 from typing import Annotated, Any
 from urllib.parse import unquote
@@ -8,12 +9,15 @@ import msgspec
 from sanic import HTTPResponse
 from sanic.exceptions import NotFound
 
-from plimsoll.actors.messages import GetStatus, LoadModel, ModelStatus, State, UnloadModel
-from plimsoll.errors import Unavailable
+from plimsoll.actors.messages import CleanUpModels, GetStatus, LoadModel, ModelStatus, PlanLoad, State, UnloadModel
+from plimsoll.errors import BadRequest, LoadFailed, Unavailable
 from plimsoll.http.errors import respond
 from plimsoll.http.front import AnyRequest, App, Front
 from plimsoll.http.openai_request import decode
 from plimsoll.http.stream import ask
+from plimsoll.memory.needs import longest_context
+from plimsoll.memory.plan import Decision
+from plimsoll.memory.report import GIB
 
 _STATUS_TIMEOUT_S = 5.0
 
@@ -22,6 +26,11 @@ class UnloadBody(msgspec.Struct):
     grace_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] | None = None
 
 
+class CleanupBody(msgspec.Struct):
+    aggressive: bool = False
+
+
+_cleanup_bodies = msgspec.json.Decoder(CleanupBody)
 _unload_bodies = msgspec.json.Decoder(UnloadBody)
 
 
@@ -29,6 +38,8 @@ def add_routes(app: App, front: Front) -> None:
     """Register this module's endpoints."""
     api = _Admin(front)
     app.add_route(api.models, "/admin/models", methods=["GET", "HEAD"], name="admin_models")
+    app.add_route(api.cleanup, "/admin/cleanup", methods=["POST"], name="admin_cleanup")
+    app.add_route(api.plan, "/admin/plan", methods=["GET"], name="admin_plan")
     # The name may hold slashes, so the verb at the end is split off by hand.
     app.add_route(api.act, "/admin/models/<rest:path>", methods=["POST"], name="admin_act")
 
@@ -61,9 +72,47 @@ class _Admin:
             status = await ask(self._front.supervisor, lambda reply: UnloadModel(name, reply, grace_s))
         return respond(200, model_body(status))
 
+    async def cleanup(self, request: AnyRequest) -> HTTPResponse:
+        body: CleanupBody = decode(request.body, _cleanup_bodies) if request.body else CleanupBody()
+        # It answers when the memory is back; the time is bounded by the models' grace and their verification.
+        report = await ask(self._front.supervisor, lambda reply: CleanUpModels(reply, body.aggressive))
+        return respond(200, msgspec.to_builtins(report))
+
+    async def plan(self, request: AnyRequest) -> HTTPResponse:
+        name = request.args.get("model")
+        if not name:
+            raise BadRequest("say which model: GET /admin/plan?model=NAME", param="model")
+        model = self._front.catalog.find(name)
+        try:
+            needs = await asyncio.to_thread(self._front.system.ways_to_load, model)
+        except (OSError, ValueError) as error:
+            raise LoadFailed(f"{name} can't be loaded: {error}") from None
+        if not needs:
+            raise Unavailable(f"the files of {name} are not here yet, so what it needs is not known", param="model")
+        decision = await ask(self._front.supervisor, lambda reply: PlanLoad(name, needs, reply), _STATUS_TIMEOUT_S)
+        return respond(200, plan_body(name, decision))
+
     def _grace_s(self, request: AnyRequest) -> float:
         body: UnloadBody = decode(request.body, _unload_bodies) if request.body else UnloadBody()
         return self._front.config.memory.critical_grace if body.grace_s is None else body.grace_s
+
+
+def plan_body(name: str, decision: Decision) -> dict[str, Any]:
+    """What loading would do; GB are 2**30 bytes, ``longest_context`` is in tokens for one conversation alone."""
+    need, plan = decision.need, decision.plan
+    room = plan.available_bytes + (plan.evictable_bytes if plan.victims else 0)
+    return {
+        "model": name,
+        "verdict": plan.verdict,
+        "evict": list(plan.victims),
+        "blockers": list(plan.blockers),
+        "required_gb": round(plan.required_bytes / GIB, 2),
+        "available_gb": round(plan.available_bytes / GIB, 2),
+        "evictable_gb": round(plan.evictable_bytes / GIB, 2),
+        "percent_after": plan.percent_after,
+        "longest_context": longest_context(need, room),
+        "dequantize": need.dequantize,
+    }
 
 
 def model_body(status: ModelStatus) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sanic.exceptions import MethodNotAllowed, NotFound, PayloadTooLarge, SanicE
 from sanic.handlers import ErrorHandler
 from sanic.response import raw
 
-from plimsoll.errors import BodyTooLarge, InsufficientMemory, InternalError, PlimsollError
+from plimsoll.errors import BodyTooLarge, InsufficientMemory, InternalError, NeverFits, PlimsollError
 from plimsoll.http.front import AnyRequest
 
 _log = logging.getLogger("plimsoll.http")
@@ -55,7 +55,7 @@ class JsonErrors(ErrorHandler):
         if isinstance(exception, asyncio.CancelledError):
             return HTTPResponse(status=499)  # the client is gone: nobody reads this
         error = as_plimsoll(exception, f"{request.method} {request.path}")
-        return respond(error.status, envelope(error), _retry_after(error.retry_after_s))
+        return respond(error.status, envelope(error), _headers(error))
 
     def _too_large(self, request: AnyRequest, exception: SanicException) -> HTTPResponse:
         limit = request.app.config.REQUEST_MAX_SIZE
@@ -88,3 +88,9 @@ def _of_sanic(request: AnyRequest, error: SanicException) -> HTTPResponse:
 
 def _retry_after(seconds: float | None) -> dict[str, str]:
     return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def _headers(error: PlimsollError) -> dict[str, str]:
+    # The official clients retry every 5xx unless told not to.
+    never = {"x-should-retry": "false"} if isinstance(error, NeverFits) else {}
+    return never | _retry_after(error.retry_after_s)

@@ -11,6 +11,7 @@ from sanic import Request, Sanic
 from plimsoll.actors.messages import Ref
 from plimsoll.config import Config
 from plimsoll.errors import ShuttingDown
+from plimsoll.memory.plan import Need
 
 App = Sanic[Any, Any]
 AnyRequest = Request[Any, Any]
@@ -23,6 +24,8 @@ class Actors(Protocol):
 
     def start(self) -> None: ...
     def stop(self, grace_s: float) -> None: ...
+    def ways_to_load(self, model: Any) -> tuple[Need, ...]:
+        """The ways to load a model of the catalog; reads its files' headers."""
 
 
 class CatalogEntry(Protocol):

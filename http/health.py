@@ -32,7 +32,8 @@ class _Health:
         self._front = front
 
     async def health(self, _request: AnyRequest) -> HTTPResponse:
-        body = health_body(self._front, await _status(self._front))
+        # At critical it also starts the clean-up; the Supervisor limits how often.
+        body = health_body(self._front, await _status(self._front, clean_up=True))
         return respond(503 if body["status"] == "critical" else 200, body)
 
     async def live(self, _request: AnyRequest) -> HTTPResponse:
@@ -48,10 +49,10 @@ class _Health:
         return respond(503 if reasons else 200, {"status": "not ready" if reasons else "ready", "reasons": reasons})
 
 
-async def _status(front: Front) -> Status | str:
+async def _status(front: Front, *, clean_up: bool = False) -> Status | str:
     """The supervisor's status, or the sentence that says why there is none."""
     try:
-        status = await ask(front.supervisor, GetStatus, _TIMEOUT_S)
+        status = await ask(front.supervisor, lambda reply: GetStatus(reply, clean_up), _TIMEOUT_S)
     except TimeoutError:
         return f"the supervisor did not answer within {_TIMEOUT_S:g} s"
     except PlimsollError as error:
@@ -72,10 +73,13 @@ def health_body(front: Front, status: Status | str) -> dict[str, Any]:
         "status": name,
         "memory": _memory(front, sample),
         "binding_source": sample.binding.source if sample else None,
+        "sources": {one.source: round(one.percent, 1) for one in sample.readings} if sample else {},
         "level": known.level.name.lower() if known else None,
         "admission": known.admission if known else None,
         "stopping": front.stopping or bool(known and known.stopping),
-        "models": [_model(one) for one in known.models if one.state is not State.COLD] if known else [],
+        "models": [_model(one, known.footprints) for one in known.models if one.state is not State.COLD]
+        if known
+        else [],
         "problems": problems,
         "version": __version__,
         "uptime_s": round(time.monotonic() - front.started_s, 1),
@@ -103,13 +107,18 @@ def _memory(front: Front, sample: Sample | None) -> dict[str, float | None]:
     }
 
 
-def _model(status: ModelStatus) -> dict[str, Any]:
+def _models(known: Status) -> list[dict[str, Any]]:
+    return [_model(one, known.footprints) for one in known.models if one.state is not State.COLD]
+
+
+def _model(status: ModelStatus, footprints: dict[str, int]) -> dict[str, Any]:
     info = status.info
     return {
         "name": status.name,
         "state": status.state,
         "active": status.active,
         "queued": status.queued,
+        "footprint_gb": round(footprints.get(status.name, 0) / _GB, 2),
         "device": info.device if info else None,
         "blas": info.blas or None if info else None,
     }

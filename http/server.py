@@ -21,12 +21,18 @@ from sanic.application.state import ApplicationServerInfo
 from sanic.http.constants import HTTP, Stage
 from sanic.server import serve as sanic_server
 
+from plimsoll import __version__
 from plimsoll.actors.system import ActorSystem
 from plimsoll.catalog import BUILTIN, Catalog
 from plimsoll.config import Config
 from plimsoll.errors import ConfigError
 from plimsoll.http.app import build
 from plimsoll.http.front import App, Front
+from plimsoll.journal import events
+from plimsoll.journal.blackbox import BlackBox
+from plimsoll.journal.journal import Journal
+from plimsoll.journal.places import blackbox_file
+from plimsoll.journal.read import last_run, peaks
 
 _log = logging.getLogger("plimsoll.http")
 _BACKLOG = 2048
@@ -36,13 +42,44 @@ _LAST_WORDS_S = 1.0
 
 def serve(config: Config, catalog: Catalog, sock: socket.socket) -> None:
     """Serve on ``sock`` (from ``bind``) until SIGTERM or SIGINT."""
-    app = build(config, ActorSystem(config, catalog), catalog)
+    blackbox = _open_blackbox(config)
+    journal = Journal(config.logging.language, blackbox)
+    footprints = _recall(journal, blackbox)
+    app = build(config, ActorSystem(config, catalog, journal=journal, footprints=footprints), catalog)
+
+    def on_exit() -> None:
+        if blackbox:
+            blackbox.close("ended at once by a second signal")
+
+    journal.record(events.ServerStarted(__version__, sock.getsockname()[1], os.getpid()))
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
             front: Front = app.ctx.front
-            runner.run(run(app, sock, lambda stop: _on_signals(front, stop), lambda: _announce(front, sock)))
+            runner.run(run(app, sock, lambda stop: _on_signals(front, stop, on_exit), lambda: _announce(front, sock)))
+        journal.record(events.ServerStopped("asked to stop"))
+        how = "stopped"
+    except BaseException as error:
+        how = f"{type(error).__name__}: {error}"
+        raise
     finally:
         Sanic.unregister_app(app)
+        if blackbox:
+            blackbox.close(how)
+
+
+def _open_blackbox(config: Config) -> BlackBox | None:
+    path = blackbox_file(config.logging.blackbox)
+    return BlackBox(path) if path else None
+
+
+def _recall(journal: Journal, blackbox: BlackBox | None) -> dict[str, int]:
+    """Say how the last run ended, begin this one, and give back what models were seen to take."""
+    if blackbox is None:
+        return {}
+    if last := last_run(blackbox.path):
+        journal.record(last)
+    blackbox.start()
+    return peaks(blackbox.path)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -134,7 +171,7 @@ async def _until(done: Callable[[], bool]) -> None:
                 await asyncio.sleep(0.01)
 
 
-def _on_signals(front: Front, stop: Callable[[], None]) -> None:
+def _on_signals(front: Front, stop: Callable[[], None], on_exit: Callable[[], None]) -> None:
     """The first SIGTERM or SIGINT drains, the second ends at once; workers end by themselves with us."""
     if threading.current_thread() is not threading.main_thread():
         return
@@ -143,6 +180,7 @@ def _on_signals(front: Front, stop: Callable[[], None]) -> None:
     def caught(number: int) -> None:
         if front.stopping:
             logging.shutdown()
+            on_exit()
             os._exit(128 + number)
         front.stopping = True
         stop()

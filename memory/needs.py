@@ -59,5 +59,11 @@ def ways_to_load(
             forms.append((weight.dense_bytes, True))
         if not quantised or dequantize != "always":
             forms.append((weight.float32_bytes, False))
-    ways = [Need(size, kv, measured.get(dense, 0), dense) for kv in wanted for size, dense in forms]
+    ways = [Need(size, kv, measured.get(dense, 0), dense, per_token, tokens) for kv in wanted for size, dense in forms]
     return tuple(dict.fromkeys(ways))
+
+
+def longest_context(need: Need, room_bytes: int) -> int:
+    """Tokens of one conversation that fit if the model is loaded this way into ``room_bytes``."""
+    for_kv = room_bytes - (need.total_bytes - need.kv_bytes)
+    return min(need.context, max(0, for_kv) // need.kv_token_bytes) if need.kv_token_bytes else need.context

@@ -18,13 +18,16 @@ class Need(msgspec.Struct, frozen=True):
     """One way to load a model and what it takes.
 
     ``weights_bytes`` as the worker will hold them, ``dequantize`` says in which form; ``kv_bytes`` is what its KV
-    caches may grow to. ``measured_bytes`` is the footprint seen right after a former load in this form, 0 if never.
+    caches may grow to, at ``kv_token_bytes`` a token, up to ``context`` tokens. ``measured_bytes`` is the footprint
+    seen right after a former load in this form, 0 if never.
     """
 
     weights_bytes: int = 0
     kv_bytes: int = 0
     measured_bytes: int = 0
     dequantize: bool = False
+    kv_token_bytes: int = 0
+    context: int = 0
 
     @property
     def total_bytes(self) -> int:

@@ -179,7 +179,8 @@ def server(memory: Memory) -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture(autouse=True)
 def _no_user_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A developer's own config file must not change what the tests see."""
+    """A developer's own config must not change what the tests see, nor the tests his logs and black box."""
     monkeypatch.delenv("PLIMSOLL_CONFIG", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     assert os.environ.get("PLIMSOLL_CONFIG") is None

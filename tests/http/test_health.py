@@ -60,9 +60,17 @@ def test_the_binding_source_and_its_figures_are_shown(http, system, status):
 def test_models_with_a_life_are_summed_up(http, system, status):
     info = ModelInfo(4096, 1000, 10, "cpu", "float32", "openblas")
     models = [m.ModelStatus("tiny", m.State.BUSY, active=2, queued=1, info=info), m.ModelStatus("big", m.State.COLD)]
-    system.scripts[m.GetStatus] = answers(status(models=models))
+    system.scripts[m.GetStatus] = answers(status(models=models, footprints={"tiny": 2 * 1024**3}))
     assert http.get("/health").json()["models"] == [
-        {"name": "tiny", "state": "busy", "active": 2, "queued": 1, "device": "cpu", "blas": "openblas"}
+        {
+            "name": "tiny",
+            "state": "busy",
+            "active": 2,
+            "queued": 1,
+            "footprint_gb": 2.0,
+            "device": "cpu",
+            "blas": "openblas",
+        }
     ]
 
 

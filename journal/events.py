@@ -1,0 +1,272 @@
+"""What can happen to memory: one frozen struct per kind. The tag ``kind`` is the class name in snake case.
+
+Figures are bytes, percent of memory used (0 to 100), seconds or milliseconds, as the field's name says. The black
+box keeps events as JSON for 7 days, over upgrades too: a field added later needs a default.
+"""
+
+import enum
+import json
+import logging
+import re
+from typing import Any, ClassVar, get_args
+
+import msgspec
+
+from plimsoll.memory.sample import Level
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+class LevelName(enum.StrEnum):
+    """``memory.Level`` by name, as JSON shows it."""
+
+    NORMAL = "normal"
+    WARNING = "warning"
+    CRITICAL = "critical"
+    EMERGENCY = "emergency"
+
+    @classmethod
+    def of(cls, level: Level) -> "LevelName":
+        return cls[level.name]
+
+
+class Event(msgspec.Struct, frozen=True, tag_field="kind", tag=_kind):
+    """Anything the journal records; ``severity`` is a level of ``logging``."""
+
+    _severity: ClassVar[int] = logging.INFO
+
+    @property
+    def kind(self) -> str:
+        return kind_of(type(self))
+
+    @property
+    def severity(self) -> int:
+        return self._severity
+
+
+# ---- the level
+
+
+class LevelChanged(Event, frozen=True):
+    """``source`` is the binding source, or the pressure signal that raised the level."""
+
+    level: LevelName
+    before: LevelName
+    percent: float
+    source: str
+
+    @property
+    def falls(self) -> bool:
+        names = list(LevelName)
+        return names.index(self.level) < names.index(self.before)
+
+    @property
+    def severity(self) -> int:
+        if self.falls or self.level == LevelName.NORMAL:
+            return logging.INFO
+        return logging.WARNING if self.level == LevelName.WARNING else logging.ERROR
+
+
+class Forecast(Event, frozen=True):
+    """Memory is critically full in ``seconds`` if it fills on like this."""
+
+    _severity = logging.WARNING
+
+    seconds: float
+    percent: float
+
+
+class OtherProcess(msgspec.Struct, frozen=True):
+    name: str
+    pid: int
+    bytes: int
+
+
+class ExternalPressure(Event, frozen=True):
+    """Nothing of ours could bring use down: ``others`` are the largest other processes."""
+
+    _severity = logging.WARNING
+
+    percent: float
+    ours_bytes: int
+    others: tuple[OtherProcess, ...]
+
+
+class ReadersFailed(Event, frozen=True):
+    _severity = logging.ERROR
+
+    names: tuple[str, ...]
+
+
+class ReadersRecovered(Event, frozen=True):
+    pass
+
+
+# ---- models
+
+
+class LoadStarted(Event, frozen=True):
+    """``reserved_bytes`` is held for all loads under way, this one included."""
+
+    model: str
+    required_bytes: int
+    reserved_bytes: int
+
+
+class ModelLoaded(Event, frozen=True):
+    model: str
+    seconds: float
+    weights_bytes: int
+    footprint_bytes: int
+    device: str
+
+
+class LoadFailed(Event, frozen=True):
+    _severity = logging.ERROR
+
+    model: str
+    reason: str
+
+
+class LoadRefused(Event, frozen=True):
+    _severity = logging.WARNING
+
+    model: str
+    required_bytes: int
+    available_bytes: int
+    percent: float
+    reason: str
+
+
+class ModelUnloaded(Event, frozen=True):
+    """``freed_bytes`` is what the system showed to be back, ``milliseconds`` after the stop was asked for."""
+
+    model: str
+    reason: str
+    expected_bytes: int
+    freed_bytes: int
+    milliseconds: float
+
+
+class CleanupStarted(Event, frozen=True):
+    aggressive: bool
+    reason: str
+    percent: float
+
+
+class CleanupDone(Event, frozen=True):
+    aggressive: bool
+    unloaded: tuple[str, ...]
+    expected_bytes: int
+    freed_bytes: int
+    percent_before: float
+    percent_after: float
+
+    @property
+    def freed_percent(self) -> float:
+        return max(0.0, self.percent_before - self.percent_after)
+
+
+class WorkerDied(Event, frozen=True):
+    """``how``: "signal 11"; ``doing``: "loading", "generating"."""
+
+    _severity = logging.ERROR
+
+    model: str
+    how: str
+    doing: str
+
+
+class OutOfMemory(Event, frozen=True):
+    _severity = logging.ERROR
+
+    model: str
+    detail: str
+    percent: float
+
+
+class WorkerKilled(Event, frozen=True):
+    """It did not stop in its grace."""
+
+    _severity = logging.WARNING
+
+    model: str
+    pid: int
+
+
+# ---- the server
+
+
+class ServerStarted(Event, frozen=True):
+    version: str
+    port: int
+    pid: int
+
+
+class ServerStopped(Event, frozen=True):
+    reason: str
+
+
+class LastRun(Event, frozen=True):
+    """How the run before this one ended: with the words ``how``, or not ``clean``, which is killed or crashed.
+
+    ``at`` is its end or last sign of life (seconds since the epoch), ``percent`` its last sample.
+    """
+
+    clean: bool
+    how: str
+    at: float
+    percent: float | None
+
+    @property
+    def severity(self) -> int:
+        return logging.INFO if self.clean else logging.WARNING
+
+
+AnyEvent = (
+    LevelChanged
+    | Forecast
+    | ExternalPressure
+    | ReadersFailed
+    | ReadersRecovered
+    | LoadStarted
+    | ModelLoaded
+    | LoadFailed
+    | LoadRefused
+    | ModelUnloaded
+    | CleanupStarted
+    | CleanupDone
+    | WorkerDied
+    | OutOfMemory
+    | WorkerKilled
+    | ServerStarted
+    | ServerStopped
+    | LastRun
+)
+
+
+def kind_of(cls: type[Event]) -> str:
+    return str(cls.__struct_config__.tag)
+
+
+KINDS: dict[str, type[Event]] = {kind_of(cls): cls for cls in get_args(AnyEvent)}
+
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(AnyEvent)
+
+
+def to_json(event: Event, **more: Any) -> str:
+    """``event`` as a JSON object with its ``kind``, after the keys of ``more``."""
+    text = json.dumps({**more, **msgspec.to_builtins(event)}, ensure_ascii=False)
+    # The name of another process may hold bytes that are not text.
+    return text.encode("utf-8", "replace").decode()
+
+
+def from_json(text: str) -> Event | None:
+    """The event in ``text``; None for one of another version that this one can't read."""
+    try:
+        event: Event = _decoder.decode(text)
+    except msgspec.MsgspecError:
+        return None
+    return event

@@ -1,0 +1,57 @@
+"""The English lines; the keys and specs are those of ``lines``."""
+
+ENGLISH = {
+    "level_changed.normal": "✅ memory use is normal again: {e.percent:percent} ({e.source})",
+    "level_changed.warning": "⚠️ high memory use: {e.percent:percent} ({e.source})",
+    "level_changed.critical": "🚨 critical memory shortage: {e.percent:percent} ({e.source})",
+    "level_changed.emergency": "🚨 memory emergency: {e.percent:percent} ({e.source}), all models are stopped now",
+    "level_changed.fallen_to_warning": "memory use has fallen to {e.percent:percent} ({e.source}): still high",
+    "level_changed.fallen_to_critical": "memory use has fallen to {e.percent:percent} ({e.source}): still critical",
+    "forecast": (
+        "⚠️ memory will be critically full in {e.seconds:.0f} s if it fills on like this: {e.percent:percent} now,"
+        " no load begins meanwhile"
+    ),
+    "external_pressure": (
+        "⚠️ memory is at {e.percent:percent} because of other processes: ours hold {e.ours_bytes:size},"
+        " the largest others are {e.others:processes}"
+    ),
+    "readers_failed": "memory can't be read in full: {e.names:names} failed; sampling goes on",
+    "readers_recovered": "memory is read in full again",
+    "load_started": (
+        "loading {e.model}: it needs {e.required_bytes:size} of memory, {e.reserved_bytes:size} are reserved for loads"
+    ),
+    "model_loaded": (
+        "model {e.model} loaded into memory in {e.seconds:.1f} s: {e.weights_bytes:size} of weights,"
+        " {e.footprint_bytes:size} in all, on {e.device}"
+    ),
+    "load_failed": "❌ model {e.model} could not be loaded into memory: {e.reason}",
+    "load_refused": (
+        "⛔ model {e.model} is not loaded: it needs {e.required_bytes:size} of memory, {e.available_bytes:size} are"
+        " available at {e.percent:percent} ({e.reason})"
+    ),
+    "model_unloaded": (
+        "🗑️ model {e.model} unloaded from memory ({e.freed_bytes:size} of {e.expected_bytes:size} back in"
+        " {e.milliseconds:.0f} ms; {e.reason})"
+    ),
+    "cleanup_started.normal": "🧹 memory clean-up begins at {e.percent:percent} ({e.reason}): idle models are unloaded",
+    "cleanup_started.aggressive": (
+        "🧹 emergency memory clean-up begins at {e.percent:percent} ({e.reason}): all models are unloaded"
+    ),
+    "cleanup_done.some": (
+        "✅ memory clean-up done: {e.freed_percent:percent} freed, now {e.percent_after:percent}"
+        " ({e.freed_bytes:size} of {e.expected_bytes:size} back; unloaded: {e.unloaded:names})"
+    ),
+    "cleanup_done.none": (
+        "✅ memory clean-up done: {e.freed_percent:percent} freed, now {e.percent_after:percent}"
+        " (there was no model to unload)"
+    ),
+    "worker_died": "💥 the worker of {e.model} died while {e.doing} ({e.how}); its memory goes back to the system",
+    "out_of_memory": "❌ MemoryError: model {e.model} ran out of memory at {e.percent:percent}: {e.detail}",
+    "worker_killed": "the worker of {e.model} (pid {e.pid}) did not stop in time and is killed to get its memory back",
+    "server_started": "the memory journal begins: Plimsoll {e.version}, port {e.port}, pid {e.pid}",
+    "server_stopped": "the memory journal ends: {e.reason}",
+    "last_run.clean": "the last run ended in order at {e.at:time} ({e.how}), memory at {e.percent:percent}",
+    "last_run.killed": (
+        "⚠️ the last run ended without a word at {e.at:time}, memory at {e.percent:percent}: it was killed or crashed"
+    ),
+}
