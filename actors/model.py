@@ -286,12 +286,10 @@ class ModelActor(pykka.ThreadingActor):
     def _on_ready(self, event: p.Ready) -> None:
         if self._state != State.LOADING:
             return
-        info = event.info
-        self._info = info
+        self._info = event.info
         self._state = State.READY
         self._last_used = self._timers.now()
         self._arm_idle_check(self._settings.idle_ttl_s)
-        self._journal.record(events.ModelLoaded(self._name, info.load_s, info.weights_bytes, 0, info.device))
         self._start_requests()
 
     def _on_exit(self, message: m.WorkerExited) -> None:

@@ -292,10 +292,12 @@ class Supervisor(pykka.ThreadingActor):
         if status.pid is None or (held := sample.footprints.get(status.pid)) is None:
             return
         slot.footprint_bytes = held
-        settled = status.state == State.READY and slot.need is not None and sample.time_s > status.last_used
-        if settled and not slot.base_bytes and slot.need and slot.need.weights_bytes:
+        # The first look at the whole model: later ones hold what conversations happened to leave in its caches.
+        if status.state in _LOADED and slot.need and not slot.base_bytes and status.info:
             slot.base_bytes = held
             self._on_settled(status.name, slot.need.dequantize, held)
+            info = status.info
+            self._journal.record(events.ModelLoaded(status.name, info.load_s, info.weights_bytes, held, info.device))
 
     def _on_memory_normal(self, message: m.MemoryNormal) -> None:
         self._admission.on_level(Level.NORMAL, message.sample)

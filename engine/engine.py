@@ -20,16 +20,20 @@ class Engine(Protocol):
         """Tokenise and check a request; runs on the reader thread. Raises ``plimsoll.errors.BadRequest``."""
 
     def submit(self, request_id: str, prepared: Any) -> None:
-        """Let the request join the running batch."""
+        """Let the request join the running batch, now or when there is room; a refusal comes out of ``step``."""
 
     def cancel(self, request_id: str) -> None:
-        """Let it leave, in prefill or decode; ends with reason ``cancelled`` in the next step. Unknown ids are ignored."""
+        """Let it leave, in prefill or decode; it ends with ``cancelled`` in the next step. Unknown ids are ignored."""
 
     def busy(self) -> bool:
-        """Is there anything to step?"""
+        """Whether there is anything to step."""
 
     def step(self) -> list[Event]:
-        """One decode step for the whole batch, and at most one chunk of prefill."""
+        """One decode step for the whole batch, and at most one chunk of prefill.
+
+        Besides texts and endings there may be a ``RequestError`` with code ``insufficient_memory``: that request would
+        need more KV memory than ``EngineOptions.kv_bytes`` allows, ever or for too long a wait.
+        """
 
     def trim(self) -> tuple[int, int]:
         """Drop caches; bytes active and cached afterwards."""

@@ -32,6 +32,9 @@ class Loaded:
 def load(path: Path, options: EngineOptions, progress: Progress) -> Loaded:
     """Read the folder ``path`` on the calling thread, which owns every array from then on.
 
+    On a CPU packed weights become dense float32 where ``options.dequantize`` says so, or get float32 scales; a GPU
+    takes them as they are.
+
     Raises ``LoadFailed`` where files are missing or the model can't be batched, and what MLX raises on bad files.
     """
     start = time.monotonic()
@@ -52,6 +55,7 @@ def load(path: Path, options: EngineOptions, progress: Progress) -> Loaded:
         dtype=_dtype(model),
         blas=blas_in_use() if on_cpu else "",
         load_s=time.monotonic() - start,
+        working_set_bytes=0 if on_cpu else int(mx.device_info().get("max_recommended_working_set_size", 0)),
     )
     return Loaded(model, tokenizer, info)
 
@@ -93,7 +97,7 @@ def _read_weights(model: nn.Module, path: Path, options: EngineOptions, progress
     """Module by module, so that the peak stays near the final size."""
     total = sum(file.stat().st_size for file in path.glob("model*.safetensors"))
     modules = dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module))
-    dense = on_cpu and _wants_dense(modules, options)
+    dense = on_cpu and options.dequantize
     done = reported = 0
     progress("read", 0, total)
     for name in list(modules):
@@ -114,19 +118,6 @@ def _read_weights(model: nn.Module, path: Path, options: EngineOptions, progress
     mx.eval(model.parameters())
     mx.clear_cache()
     progress("read", total, total)
-
-
-def _wants_dense(modules: dict[str, nn.Module], options: EngineOptions) -> bool:
-    if options.dequantize == "auto":
-        return sum(map(_dense_bytes, modules.values())) <= options.budget_bytes // 2
-    return options.dequantize == "always"
-
-
-def _dense_bytes(module: nn.Module) -> int:
-    """Bytes as float32; packed weights hold 32 / bits values per element."""
-    if _is_quantized(module):
-        return int(module.weight.size * 32 // module.bits) * 4
-    return 4 * int(sum(array.size for _, array in tree_flatten(module.parameters())))
 
 
 def _is_quantized(module: nn.Module) -> bool:

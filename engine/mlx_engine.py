@@ -1,9 +1,7 @@
 """The MLX engine: mlx-lm's BatchGenerator behind the worker's interface. Runs in a worker process only."""
 
-import ctypes
-import gc
-import sys
-from collections import deque
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,32 +10,44 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, GenerationBatch
 
 from plimsoll.engine import loading, prompts
+from plimsoll.engine.allocator import give_back
 from plimsoll.engine.answer_text import AnswerText
 from plimsoll.engine.engine import Progress
+from plimsoll.engine.generator import open_generator, prefill_chunk
+from plimsoll.engine.kv_budget import KvBudget
+from plimsoll.engine.kv_measure import measure
 from plimsoll.engine.prompt_cache import PromptCache
-from plimsoll.engine.protocol import ChatRequest, EngineOptions, Event, ModelInfo, PrefillProgress, Step, Usage
+from plimsoll.engine.protocol import (
+    ChatRequest,
+    EngineOptions,
+    Event,
+    ModelInfo,
+    PrefillProgress,
+    RequestError,
+    Step,
+    Usage,
+)
 from plimsoll.engine.sampling import Samplers, penalties
+from plimsoll.engine.waiting_line import WaitingLine
 from plimsoll.errors import InternalError
 
-# Tokens of prompts read per step while others stream, for their next token waits that long: few where reading is slow.
-_PREFILL_CHUNK = {"cpu": 64, "gpu": 512}
 # While nobody streams several prompts are read side by side: 8 short ones had their first token after 0.9 s, not 3.
 _IDLE_CHUNKS = 4
-_PREFILL_BATCH = 8
 
 
 @dataclass(slots=True)
 class _Live:
     """A request in the generator.
 
-    ``unread`` tokens of its prompt are left to read; ``generated`` counts what the model chose, without the
-    end-of-text token.
+    ``unread`` tokens of its prompt are left to read, ``granted`` tokens of answer have room in memory; ``generated``
+    counts what the model chose, without the end-of-text token.
     """
 
     id: str
     prompt: prompts.Prompt
     cached: int
     unread: int
+    granted: int
     text: AnswerText
     generated: int = 0
 
@@ -49,25 +59,37 @@ class MlxEngine:
     """One model and its running batch; see ``plimsoll.engine.engine.Engine``.
 
     ``completion_tokens`` counts every token of the answer but not the end-of-text token, which is never shown.
+
+    KV caches of running requests and stored ones together stay within ``EngineOptions.kv_bytes``. Stored ones leave
+    first; then requests wait in line, up to ``PATIENCE_S``. A request without max_tokens begins with room for 1024
+    tokens of answer and gets more while there is more; where there is not, its answer ends with ``length``.
     """
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
+        self._clock = clock
         self._chunk = 0
+        self._budget: KvBudget | None = None
         self._loaded: loading.Loaded | None = None
         self._generator: BatchGenerator | None = None
         self._cache = PromptCache(options.prompt_cache_bytes)
         self._samplers = Samplers()
         # The generator lets a batch grow above its bound while prompts are read, so waiting happens here. It also
         # finds more in the prompt cache the later it looks.
-        self._waiting: deque[tuple[str, prompts.Prompt]] = deque()
+        self._waiting = WaitingLine()
         self._live: dict[int, _Live] = {}
         self._cancelled: list[tuple[str, str, Usage]] = []
+        self._refused: list[RequestError] = []
 
     def load(self, path: Path, progress: Progress) -> ModelInfo:
         loaded = loading.load(path, self._options, progress)
-        self._chunk = self._options.prefill_chunk or _PREFILL_CHUNK[loaded.info.device]
-        self._generator = _generator(loaded, self._options.max_batch, self._chunk)
+        self._chunk = self._options.prefill_chunk or prefill_chunk(loaded.info.device)
+        self._generator = open_generator(loaded, self._options.max_batch, self._chunk)
+        with mx.stream(self._generator.stream):
+            cost = measure(loaded.model, self._chunk)
+        mx.clear_cache()
+        self._budget = KvBudget(self._options.kv_bytes, cost, context=loaded.info.context, chunk=self._chunk)
+        self._fit_cache(self._budget)
         self._loaded = loaded
         return loaded.info
 
@@ -76,14 +98,15 @@ class MlxEngine:
         return prompts.prepare(request, loaded.tokenizer, loaded.info.context)
 
     def submit(self, request_id: str, prepared: prompts.Prompt) -> None:
-        self._waiting.append((request_id, prepared))
+        if refusal := self._need_budget().never(prepared.wish):
+            self._refuse(request_id, prepared, refusal)
+        else:
+            self._waiting.add(request_id, prepared)
 
     def cancel(self, request_id: str) -> None:
-        for entry in self._waiting:
-            if entry[0] == request_id:
-                self._waiting.remove(entry)
-                self._cancelled.append((request_id, "cancelled", Usage(len(entry[1].tokens))))
-                return
+        if waiting := self._waiting.remove(request_id):
+            self._cancelled.append((request_id, "cancelled", Usage(len(waiting.prompt.tokens))))
+            return
         for uid, live in self._live.items():
             if live.id == request_id:
                 self._leave(uid)
@@ -91,7 +114,7 @@ class MlxEngine:
                 return
 
     def busy(self) -> bool:
-        return bool(self._waiting or self._live or self._cancelled)
+        return bool(self._waiting or self._live or self._cancelled or self._refused)
 
     def step(self) -> list[Event]:
         generator = self._need_generator()
@@ -109,18 +132,12 @@ class MlxEngine:
                     events.append(PrefillProgress(live.id, done, total))
                 for response in decoded:
                     self._take(response, texts, endings)
-        return [*events, Step(texts, endings)]
+        refused, self._refused = self._refused, []
+        return [*events, *refused, Step(texts, endings)]
 
     def trim(self) -> tuple[int, int]:
         self._cache.clear()
-        gc.collect()
-        mx.clear_cache()
-        if sys.platform == "linux":
-            # glibc keeps what MLX freed on its own free lists: 570 of 540 MB stayed resident without this.
-            malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-            if malloc_trim is not None:
-                malloc_trim(0)
-        return int(mx.get_active_memory()), int(mx.get_cache_memory())
+        return give_back()
 
     def close(self) -> None:
         if self._generator is not None:
@@ -128,6 +145,8 @@ class MlxEngine:
         self._waiting.clear()
         self._live.clear()
         self._cancelled.clear()
+        self._refused.clear()
+        self._budget = None
         self._samplers = Samplers()
         self._generator = None
         self._loaded = None
@@ -137,14 +156,19 @@ class MlxEngine:
         streaming = any(live.unread == 0 for live in self._live.values())
         room = self._chunk * (1 if streaming else _IDLE_CHUNKS)
         reading = sum(min(live.unread, self._chunk) for live in self._live.values())
+        budget = self._need_budget()
         while self._waiting and len(self._live) < self._options.max_batch:
-            request_id, prompt = self._waiting[0]
+            prompt = self._waiting.first.prompt
+            if not budget.fits(prompt.wish):
+                for late in self._waiting.hold(self._clock()):
+                    self._refuse(late.id, late.prompt, budget.waited(late.prompt.wish))
+                return
             layers, cached = self._cache.take(prompt.tokens)
             unread = len(prompt.tokens) - cached
             if reading and reading + min(unread, self._chunk) > room:
-                return
+                break
             reading += min(unread, self._chunk)
-            self._waiting.popleft()
+            request_id = self._waiting.pop().id
             (uid,) = generator.insert(
                 [prompt.tokens[cached:]],
                 [prompt.max_tokens],
@@ -154,7 +178,9 @@ class MlxEngine:
                 logits_processors=[penalties(prompt.sampling, len(prompt.tokens))],
             )
             text = AnswerText(self._need_loaded().tokenizer.detokenizer, prompt.stop)
-            self._live[uid] = _Live(request_id, prompt, cached, unread, text)
+            self._live[uid] = _Live(request_id, prompt, cached, unread, budget.join(uid, prompt.wish), text)
+            self._fit_cache(budget)
+        self._waiting.flow()
 
     def _take(
         self,
@@ -170,9 +196,13 @@ class MlxEngine:
             text = live.text.add(response.token)
         if reason is not None:
             text += live.text.finish()
-            del self._live[response.uid]
+            self._forget(response.uid)
             self._cache.put(response.all_tokens, response.prompt_cache)
         elif live.text.stopped:
+            self._leave(response.uid)
+        elif live.generated == live.granted and not self._grow(response.uid):
+            text += live.text.finish()
+            reason = "length"
             self._leave(response.uid)
         texts.append((live.id, text, live.generated))
         if live.text.stopped:
@@ -183,12 +213,38 @@ class MlxEngine:
     def _leave(self, uid: int) -> None:
         """Take a request out of the batch; what was decoded may serve the next turn."""
         generator = self._need_generator()
-        live = self._live.pop(uid)
+        live = self._forget(uid)
         with mx.stream(generator.stream):
             kept = generator.remove([uid], return_prompt_caches=live.generated > 0)
             if uid in kept:
                 layers, tokens = kept[uid]
                 self._cache.put(tokens, layers)
+
+    def _forget(self, uid: int) -> _Live:
+        """Give its claim back; stored caches may take what it took."""
+        budget = self._need_budget()
+        budget.leave(uid)
+        self._fit_cache(budget)
+        return self._live.pop(uid)
+
+    def _grow(self, uid: int) -> bool:
+        """More room for the answer of a request, if there is any."""
+        budget, live = self._need_budget(), self._live[uid]
+        live.granted = budget.grow(uid)
+        self._fit_cache(budget)
+        return live.generated < live.granted
+
+    def _fit_cache(self, budget: KvBudget) -> None:
+        self._cache.resize(min(self._options.prompt_cache_bytes, budget.spare_bytes))
+
+    def _refuse(self, request_id: str, prompt: prompts.Prompt, sentence: str) -> None:
+        param = "messages" if prompt.open_ended else "max_tokens"
+        self._refused.append(RequestError(request_id, "insufficient_memory", sentence, param))
+
+    def _need_budget(self) -> KvBudget:
+        if self._budget is None:
+            raise InternalError("no model is loaded in this worker.")
+        return self._budget
 
     def _need_loaded(self) -> loading.Loaded:
         if self._loaded is None:
@@ -199,19 +255,3 @@ class MlxEngine:
         if self._generator is None:
             raise InternalError("no model is loaded in this worker.")
         return self._generator
-
-
-def _generator(loaded: loading.Loaded, max_batch: int, chunk: int) -> BatchGenerator:
-    metal = mx.metal.is_available()
-    wired = mx.set_wired_limit(0) if metal else 0
-    generator = BatchGenerator(
-        loaded.model,
-        stop_tokens=[(token,) for token in loaded.tokenizer.eos_token_ids],
-        completion_batch_size=max_batch,
-        prefill_batch_size=min(_PREFILL_BATCH, max_batch),
-        prefill_step_size=chunk,
-    )
-    if metal:
-        # Its constructor wires up to 75 % of the machine's memory, per process; kernel panics have been reported.
-        mx.set_wired_limit(wired)
-    return generator

@@ -70,11 +70,19 @@ class PromptCache:
             if entry.tokens != tokens and not (trimmable and tokens[: len(entry.tokens)] == entry.tokens)
         ]
         self._entries.append(_Entry(tokens, layers, size))
-        while self.nbytes > self._limit:
-            del self._entries[0]
+        self._evict()
+
+    def resize(self, limit_bytes: int) -> None:
+        """A new limit from now on; what does not fit any more leaves."""
+        self._limit = limit_bytes
+        self._evict()
 
     def clear(self) -> None:
         self._entries.clear()
+
+    def _evict(self) -> None:
+        while self.nbytes > self._limit:
+            del self._entries[0]
 
     def _touch(self, entry: _Entry) -> None:
         # By identity: comparing entries by value would compare MLX arrays.

@@ -6,6 +6,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from plimsoll.engine.kv_budget import Wish
 from plimsoll.engine.protocol import ChatRequest, Sampling
 from plimsoll.errors import BadRequest, ContextTooLong
 
@@ -15,12 +16,17 @@ _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError,
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request ready for the batch; ``max_tokens`` fits in the context."""
+    """A request ready for the batch; ``max_tokens`` fits in the context, ``open_ended`` if the client gave none."""
 
     tokens: list[int]
     max_tokens: int
     sampling: Sampling
     stop: tuple[str, ...]
+    open_ended: bool
+
+    @property
+    def wish(self) -> Wish:
+        return Wish(len(self.tokens), self.max_tokens, self.open_ended)
 
 
 def prepare(request: ChatRequest, tokenizer: TokenizerWrapper, context: int) -> Prompt:
@@ -42,7 +48,8 @@ def prepare(request: ChatRequest, tokenizer: TokenizerWrapper, context: int) -> 
     wanted = room if request.max_tokens is None else request.max_tokens
     if wanted < 1:
         raise BadRequest(f"max_tokens is {wanted}; it must be at least 1.", param="max_tokens")
-    return Prompt(tokens, min(wanted, room), request.sampling, tuple(text for text in request.stop if text))
+    stop = tuple(text for text in request.stop if text)
+    return Prompt(tokens, min(wanted, room), request.sampling, stop, request.max_tokens is None)
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Run it in a child process where MLX must not be imported: ``python tests/tiny_ll
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -36,11 +37,14 @@ TEMPLATE = """{% for message in messages %}{% if message['role'] not in ['system
 {% endif %}"""
 
 
-def build(folder: Path) -> Path:
-    """Write the model's folder: float32 weights from a fixed seed, byte-level BPE, a ChatML template."""
+def build(folder: Path, **different: Any) -> Path:
+    """Write the model's folder: float32 weights from a fixed seed, byte-level BPE, a ChatML template.
+
+    ``different`` replaces keys of its config.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size, eos = write_tokenizer(folder)
-    config = {**CONFIG, "vocab_size": vocab_size, "eos_token_id": eos}
+    config = {**CONFIG, "vocab_size": vocab_size, "eos_token_id": eos, **different}
     (folder / "config.json").write_text(json.dumps(config))
     mx.random.seed(7)
     model = Model(ModelArgs.from_dict(config))

@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
         for text in PROMPTS
     ]
     # The model's own template: what mlx-lm makes of it must be what the engine reads.
-    engine = open_engine(folder, dequantize="always", prompt_cache_bytes=0, max_batch=8)
+    engine = open_engine(folder, dequantize=True, prompt_cache_bytes=0, max_batch=8)
     assert [engine.prepare(request(text)).tokens for text in PROMPTS] == prompts
     start = time.monotonic()
     expected = [reference(model, tokenizer, prompt) for prompt in prompts]

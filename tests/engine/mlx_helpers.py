@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ from mlx_lm import stream_generate
 from mlx_lm.utils import load_model, load_tokenizer
 
 from plimsoll.engine.mlx_engine import MlxEngine
-from plimsoll.engine.protocol import ChatRequest, EngineOptions, PrefillProgress, Sampling, Step
+from plimsoll.engine.protocol import ChatRequest, EngineOptions, PrefillProgress, RequestError, Sampling, Step
 
 GREEDY = Sampling(temperature=0)
 
@@ -21,9 +22,9 @@ def tiny_llama():
     return module
 
 
-def open_engine(folder, **options):
+def open_engine(folder, clock=time.monotonic, **options):
     """A loaded engine, and in ``engine.info`` what it says of itself."""
-    engine = MlxEngine(EngineOptions(**{"cache_dir": "", "budget_bytes": 1 << 30, **options}))
+    engine = MlxEngine(EngineOptions(cache_dir="", **options), clock)
     engine.info = engine.load(Path(folder), lambda *_: None)
     return engine
 
@@ -38,6 +39,7 @@ class Run:
     def __init__(self, engine):
         self.engine = engine
         self.texts, self.counts, self.reasons, self.usage, self.prefill, self.tokens = {}, {}, {}, {}, {}, {}
+        self.refused = {}
         self._names = {}
 
     def submit(self, name, chat):
@@ -48,6 +50,8 @@ class Run:
         for event in self._recorded_step():
             if isinstance(event, PrefillProgress):
                 self.prefill.setdefault(event.id, []).append((event.done, event.total))
+            if isinstance(event, RequestError):
+                self.refused[event.id] = event
             if isinstance(event, Step):
                 self._note(event)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plimsoll import catalog, config, fetch
+from plimsoll import catalog, config
 from plimsoll.engine.environment import worker_environment
 from plimsoll.errors import LoadFailed
 
@@ -19,7 +19,7 @@ NEAR_TIE = 1e-3
 @pytest.mark.timeout(400)
 def test_greedy_answers_of_the_built_in_model_are_those_of_mlx_lm(capsys):
     try:
-        folder = fetch.resolve(
+        folder = catalog.resolve(
             catalog.BUILTIN, cache_dir=catalog.default_cache_dir(config.load()), offline=False, progress=lambda *_: None
         )
     except LoadFailed as error:

@@ -469,20 +469,13 @@ def test_the_cpu_computes_in_float32(engine, folder):
     assert engine.info.device == "cpu"
     assert engine.info.dtype == "float32"
     assert engine.info.blas in ("reference", "openblas", "mkl", blas.blas_in_use())
+    assert engine.info.working_set_bytes == 0
     assert engine.info.weights_bytes == pytest.approx((folder / "model.safetensors").stat().st_size, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("options", "dtype"),
-    [
-        ({"dequantize": "always", "budget_bytes": 0}, "float32"),
-        ({"dequantize": "never"}, "4-bit, float32"),
-        ({"dequantize": "auto"}, "float32"),
-        ({"dequantize": "auto", "budget_bytes": 100_000}, "4-bit, float32"),
-    ],
-)
-def test_packed_weights_become_dense_where_it_is_wanted_or_fits(quantized, options, dtype):
-    engine = open_engine(quantized, **options)
+@pytest.mark.parametrize(("dequantize", "dtype"), [(True, "float32"), (False, "4-bit, float32")])
+def test_packed_weights_become_dense_where_it_is_wanted(quantized, dequantize, dtype):
+    engine = open_engine(quantized, dequantize=dequantize)
     assert engine.info.dtype == dtype
     assert answer(engine, request("hello", max_tokens=8)) == helpers.reference(quantized, "hello", 8)[1]
     assert (engine.info.weights_bytes > 500_000) == (dtype == "float32")
@@ -490,7 +483,7 @@ def test_packed_weights_become_dense_where_it_is_wanted_or_fits(quantized, optio
 
 def test_reading_is_reported_from_nothing_to_the_whole(folder):
     seen = []
-    engine = helpers.MlxEngine(helpers.EngineOptions(cache_dir="", budget_bytes=1 << 30))
+    engine = helpers.MlxEngine(helpers.EngineOptions(cache_dir=""))
     engine.load(folder, lambda *progress: seen.append(progress))
     total = (folder / "model.safetensors").stat().st_size
     done = [entry[1] for entry in seen]
