@@ -158,6 +158,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # PyYAML's own error says it better
             if key_node.value in seen:
                 raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {key_node.value!r} is written twice")
             seen.add(key_node.value)
@@ -203,7 +205,13 @@ def quantity(kind: type, value: Any) -> Any:
 def _explain(error: msgspec.ValidationError, data: Any) -> str:
     """Msgspec's message turned round: key path, value, what is allowed."""
     text, _, where = str(error).partition(" - at ")
+    _, is_key, where = where.rpartition("`key` in ")
     path = where.strip("`").removeprefix("$").lstrip(".")
+    if is_key:
+        bad = [name for name in _at(path.split("."), data) if not _is_name(name)]
+        return (
+            f"{path}: {bad[0]!r} is not allowed as a name, expected {text.removeprefix('Expected ').replace('`', '')}"
+        )
     if unknown := re.search(r"unknown field `(.+)`", text):
         return f"{_join(path, unknown[1])}: unknown key; see config.yaml for the keys there are"
     if missing := re.search(r"missing required field `(.+)`", text):
@@ -214,6 +222,14 @@ def _explain(error: msgspec.ValidationError, data: Any) -> str:
         value = _at(path.split("."), data) if path else data
     allowed = text.removeprefix("Expected ").replace("`", "")
     return f"{path or 'the file'}: {value!r} is not allowed, expected {allowed}"
+
+
+def _is_name(value: Any) -> bool:
+    try:
+        msgspec.convert(value, ModelName)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _join(path: str, key: str) -> str:

@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 no server reached."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,8 @@ from plimsoll.config import Config
 from plimsoll.errors import ConfigError, PlimsollError
 from plimsoll.journal import show
 from plimsoll.journal.places import blackbox_file, log_file
+
+_log = logging.getLogger("plimsoll.cli")
 
 app = typer.Typer(
     name="plimsoll",
@@ -51,6 +54,7 @@ def serve(
     file: ConfigFile = None,
 ) -> None:
     """Start the server."""
+    from plimsoll.cli import sense  # noqa: PLC0415 - the same
     from plimsoll.cli.install import fetch_builtin_model  # noqa: PLC0415 - the same
     from plimsoll.http import server  # noqa: PLC0415 - 0.1 s that no other command needs
 
@@ -59,6 +63,9 @@ def serve(
     effective = msgspec.structs.replace(effective, server=msgspec.structs.replace(effective.server, **given))
     logs.configure(effective.logging.level, file=log_file(effective.logging.file))
     catalog = Catalog(effective.models)
+    sense.refuse_nonsense(effective)
+    for doubt in sense.doubts(effective, catalog):
+        _log.warning("%s", doubt)
     # Bind before the fetch: a port in use should not show after a minute.
     with server.bind(effective.server.host, effective.server.port) as sock:
         if effective.models.builtin:
@@ -148,9 +155,14 @@ def events_command(
 @app.command()
 def check(file: ConfigFile = None) -> None:
     """Check the configuration and print what is in force."""
+    from plimsoll.cli import sense  # noqa: PLC0415 - brings the actors
+
     path = config.find_user_file(file)
     effective = config.load(file)
-    Catalog(effective.models)
+    catalog = Catalog(effective.models)
+    sense.refuse_nonsense(effective)
+    for doubt in sense.doubts(effective, catalog):
+        typer.echo(f"warning: {doubt}", err=True)
     typer.echo(f"# {path or 'defaults; there is no configuration file'}")
     typer.echo(config.to_yaml(effective), nl=False)
 
