@@ -77,20 +77,21 @@ def serve(
 def chat_command(
     model: Annotated[str | None, typer.Argument(help="Model; default: the server's first.")] = None,
     prompt: Annotated[str | None, typer.Option("--once", help="Answer this and leave.", metavar="PROMPT")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is always the likeliest word.", min=0, max=2)] = 0.3,
     url: Url = None,
     file: ConfigFile = None,
 ) -> None:
     """Talk with a model; a prompt may also come by a pipe."""
     client = _client(url, file)
-    name = model or chat.pick_model(client)
+    partner = chat.Partner(client, model or chat.pick_model(client), temperature)
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
         if not prompt:
             raise typer.BadParameter("the prompt on stdin is empty")
     if prompt is None:
-        chat.converse(client, name)
+        chat.converse(partner)
     else:
-        chat.once(client, name, prompt)
+        chat.once(partner, prompt)
 
 
 @app.command()

@@ -1,13 +1,23 @@
 """``plimsoll chat``: a conversation in the terminal, or one answer for a pipe."""
 
 import contextlib
+import os
 import sys
+from typing import NamedTuple
 
 import typer
 
 from plimsoll.cli.client import Client, Note, Refused
 
 _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
+
+
+class Partner(NamedTuple):
+    """Who answers, and how freely: small models ramble at 1.0, the API's own default."""
+
+    client: Client
+    model: str
+    temperature: float
 
 
 def pick_model(client: Client) -> str:
@@ -18,17 +28,17 @@ def pick_model(client: Client) -> str:
     return str(names[0])
 
 
-def once(client: Client, model: str, prompt: str) -> None:
+def once(partner: Partner, prompt: str) -> None:
     """Print one answer. Ctrl-C ends the program, as for any filter."""
-    _answer(client, model, [{"role": "user", "content": prompt}])
+    _answer(partner, [{"role": "user", "content": prompt}])
 
 
-def converse(client: Client, model: str) -> None:
+def converse(partner: Partner) -> None:
     """Talk until the user leaves; an error of the server ends one answer and not the conversation."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401, PLC0415 - line editing for input()
 
-    typer.echo(f"{model} at {client.url}. {_HELP}.", err=True)
+    typer.echo(f"{partner.model} at {partner.client.url}. {_HELP}.", err=True)
     history: list[dict[str, str]] = []
     while True:
         try:
@@ -46,30 +56,31 @@ def converse(client: Client, model: str) -> None:
         elif line.startswith("/"):
             typer.echo(f"{_HELP}.", err=True)
         elif line:
-            _turn(client, model, history, line)
+            _turn(partner, history, line)
 
 
-def _turn(client: Client, model: str, history: list[dict[str, str]], line: str) -> None:
+def _turn(partner: Partner, history: list[dict[str, str]], line: str) -> None:
     asked = [*history, {"role": "user", "content": line}]
     try:
-        text = _answer(client, model, asked, stoppable=True)
+        text = _answer(partner, asked, stoppable=True)
     except Refused as error:
         typer.echo(f"plimsoll: {error.message}", err=True)
         return
     history[:] = [*asked, {"role": "assistant", "content": text}]
 
 
-def _answer(client: Client, model: str, messages: list[dict[str, str]], *, stoppable: bool = False) -> str:
+def _answer(partner: Partner, messages: list[dict[str, str]], *, stoppable: bool = False) -> str:
     """Print the answer as it comes; what came before a Ctrl-C is the answer if ``stoppable``."""
     texts: list[str] = []
     waiting = _Waiting()
-    with contextlib.closing(client.chat(model, messages)) as pieces:  # type: ignore[type-var] # it is a generator
+    answer = partner.client.chat(partner.model, messages, partner.temperature)
+    with contextlib.closing(answer) as pieces, contextlib.closing(_page()) as page:  # type: ignore[type-var] # it is a generator
         try:
             for piece in pieces:
                 if not isinstance(piece, Note):
                     waiting.clear()
                     texts.append(piece)
-                    typer.echo(piece, nl=False)
+                    page.show("".join(texts), piece)
                 elif not texts:
                     waiting.show(piece)
         except KeyboardInterrupt:
@@ -77,9 +88,46 @@ def _answer(client: Client, model: str, messages: list[dict[str, str]], *, stopp
                 raise
         finally:
             waiting.clear()
-            if texts:
-                typer.echo()
     return "".join(texts)
+
+
+class _PlainPage:
+    """Text as it is, for pipes."""
+
+    def __init__(self) -> None:
+        self._shown = False
+
+    def show(self, whole: str, piece: str) -> None:  # noqa: ARG002 - a pipe gets pieces
+        self._shown = True
+        typer.echo(piece, nl=False)
+
+    def close(self) -> None:
+        if self._shown:
+            typer.echo()
+
+
+class _RichPage:
+    """Markdown that is rendered anew as it grows; on the terminal from its first word on."""
+
+    def __init__(self) -> None:
+        from rich.live import Live  # noqa: PLC0415 - only for a terminal
+
+        self._live = Live(refresh_per_second=10, vertical_overflow="visible")
+
+    def show(self, whole: str, piece: str) -> None:  # noqa: ARG002 - the page is drawn whole
+        from rich.markdown import Markdown  # noqa: PLC0415 - as above
+
+        self._live.start()
+        self._live.update(Markdown(whole))
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def _page() -> _PlainPage | _RichPage:
+    # A dumb terminal can't draw over what it has shown: rich would hold the answer back to its end.
+    drawable = sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
+    return _RichPage() if drawable else _PlainPage()
 
 
 class _Waiting:

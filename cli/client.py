@@ -65,9 +65,9 @@ class Client:
         with self._response("POST", path, json.dumps(body)) as response:
             return json.loads(response.read())
 
-    def chat(self, model: str, messages: list[dict[str, str]]) -> Iterator[Text | Note]:
+    def chat(self, model: str, messages: list[dict[str, str]], temperature: float) -> Iterator[Text | Note]:
         """The answer as it comes. Closing the iterator stops it. Raises ``Unreachable`` or ``Refused``."""
-        body = json.dumps({"model": model, "messages": messages, "stream": True})
+        body = json.dumps({"model": model, "messages": messages, "temperature": temperature, "stream": True})
         with self._response("POST", "/v1/chat/completions", body) as response:
             ended = False
             for line in response:
