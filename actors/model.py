@@ -307,13 +307,13 @@ class ModelActor(pykka.ThreadingActor):
             return
         error = explain(self._name, loading=loading, exit_=message, last_words=self._last_words)
         out_of_memory = isinstance(error, InsufficientMemory)
-        if out_of_memory:
-            self._requests.requeue_untouched()
-        elif isinstance(error, LoadFailed):
+        if isinstance(error, LoadFailed):
             self._journal.record(events.LoadFailed(self._name, error.message))
-        else:
+        elif not out_of_memory:
             how, doing = describe(message.code), "loading" if loading else "generating"
             self._journal.record(events.WorkerDied(self._name, how, doing))
+        # What has not answered anything yet may be asked again, but only once: it may be what the worker died of.
+        self._requests.requeue_untouched()
         self._requests.fail_running(error)
         self._deaths.record(self._timers.now())
         if self._deaths.too_many or isinstance(error, LoadFailed) or (out_of_memory and loading):
