@@ -14,23 +14,7 @@ import msgspec
 import yaml
 
 from plimsoll.errors import ConfigError
-
-_SIZE_UNITS = {"": 1, "B": 1} | {
-    f"{prefix}{suffix}": base**power
-    for power, prefix in enumerate("KMGT", start=1)
-    for suffix, base in (("B", 1000), ("iB", 1024), ("", 1024))
-}
-_TIME_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
-
-
-class Bytes(int):
-    """A size in bytes; in YAML a number or text like ``16GiB``, ``1.5GB``, ``512M``."""
-
-
-class Seconds(float):
-    """A time in seconds; in YAML a number or text like ``250ms``, ``30s``, ``5m``, ``2h``."""
-
+from plimsoll.units import Bytes, Seconds, quantity
 
 _LEAST_BYTES = 64 * 1024 * 1024
 
@@ -190,16 +174,6 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         mine = merged.get(key)
         merged[key] = _merge(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
     return merged
-
-
-def quantity(kind: type, value: Any) -> Any:
-    """Msgspec's hook for ``Bytes`` and ``Seconds``."""
-    units, example = (_SIZE_UNITS, "16GiB or 512MB") if kind is Bytes else (_TIME_UNITS, "30s or 5m")
-    match = _QUANTITY.fullmatch(str(value)) if isinstance(value, int | float | str) else None
-    if match is None or isinstance(value, bool) or match[2] not in units:
-        what = "a size" if kind is Bytes else "a time"
-        raise ValueError(f"Expected {what} like {example}")
-    return kind(float(match[1]) * units[match[2]])
 
 
 def _explain(error: msgspec.ValidationError, data: Any) -> str:

@@ -7,10 +7,10 @@ from typing import TextIO
 
 import msgspec
 
-from plimsoll.config import Seconds, quantity
 from plimsoll.journal import read
 from plimsoll.journal.events import KINDS, Event, to_json
 from plimsoll.journal.lines import Language, line, local_time
+from plimsoll.units import Seconds, quantity
 
 
 def parse_since(text: str) -> Seconds:

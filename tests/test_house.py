@@ -13,9 +13,10 @@ PACKAGES = ("actors", "catalog", "cli", "engine", "http", "journal", "memory")
 # Each room and the rooms (or modules) of the house that it may use. What is not named is forbidden.
 MAY_USE = {
     "errors": set(),
-    "config": {"errors"},
+    "units": set(),
+    "config": {"errors", "units"},
     "memory": {"memory", "errors"},
-    "journal": {"journal", "memory", "config", "errors"},
+    "journal": {"journal", "memory", "units", "errors"},
     "engine": {"engine", "errors", "catalog"},
     "catalog": {
         "catalog",

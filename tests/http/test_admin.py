@@ -5,9 +5,9 @@ import time
 import pytest
 
 from plimsoll.actors import messages as m
-from plimsoll.config import Seconds
 from plimsoll.engine.protocol import ModelInfo
 from plimsoll.errors import InsufficientMemory
+from plimsoll.units import Seconds
 
 
 def test_all_models_are_listed_cold_ones_too(http, system, status):
