@@ -27,6 +27,7 @@ from plimsoll.errors import (
     InternalError,
     LoadFailed,
     ModelUnloaded,
+    NeverFits,
     PlimsollError,
     QueueFull,
 )
@@ -441,5 +442,6 @@ def _request_error(event: p.RequestError) -> PlimsollError:
         "invalid_value": BadRequest,
         "context_length_exceeded": ContextTooLong,
         "insufficient_memory": InsufficientMemory,
+        "never_fits": NeverFits,
     }
     return kinds.get(event.code, InternalError)(event.message, param=event.param)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, GenerationBatch
@@ -13,7 +13,7 @@ from plimsoll.engine import loading, prompts
 from plimsoll.engine.allocator import give_back
 from plimsoll.engine.answer_text import AnswerText
 from plimsoll.engine.engine import Progress
-from plimsoll.engine.generator import open_generator, prefill_chunk
+from plimsoll.engine.generator import open_generator, prefill_chunk, settle
 from plimsoll.engine.kv_budget import KvBudget
 from plimsoll.engine.kv_measure import measure
 from plimsoll.engine.prompt_cache import PromptCache
@@ -33,6 +33,16 @@ from plimsoll.errors import InternalError
 
 # While nobody streams several prompts are read side by side: 8 short ones had their first token after 0.9 s, not 3.
 _IDLE_CHUNKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    loaded: loading.Loaded
+    generator: BatchGenerator
+    budget: KvBudget
+
+
+Refusal = Literal["insufficient_memory", "never_fits"]
 
 
 @dataclass(slots=True)
@@ -69,9 +79,7 @@ class MlxEngine:
         self._options = options
         self._clock = clock
         self._chunk = 0
-        self._budget: KvBudget | None = None
-        self._loaded: loading.Loaded | None = None
-        self._generator: BatchGenerator | None = None
+        self._model: _Model | None = None
         self._cache = PromptCache(options.prompt_cache_bytes)
         self._samplers = Samplers()
         # The generator lets a batch grow above its bound while prompts are read, so waiting happens here. It also
@@ -84,22 +92,22 @@ class MlxEngine:
     def load(self, path: Path, progress: Progress) -> ModelInfo:
         loaded = loading.load(path, self._options, progress)
         self._chunk = self._options.prefill_chunk or prefill_chunk(loaded.info.device)
-        self._generator = open_generator(loaded, self._options.max_batch, self._chunk)
-        with mx.stream(self._generator.stream):
+        generator = open_generator(loaded, self._options.max_batch, self._chunk)
+        with mx.stream(generator.stream):
             cost = measure(loaded.model, self._chunk)
         mx.clear_cache()
-        self._budget = KvBudget(self._options.kv_bytes, cost, context=loaded.info.context, chunk=self._chunk)
-        self._fit_cache(self._budget)
-        self._loaded = loaded
+        budget = KvBudget(self._options.kv_bytes, cost, context=loaded.info.context, chunk=self._chunk)
+        self._model = _Model(loaded, generator, budget)
+        self._fit_cache(budget)
         return loaded.info
 
     def prepare(self, request: ChatRequest) -> prompts.Prompt:
-        loaded = self._need_loaded()
+        loaded = self._need_model().loaded
         return prompts.prepare(request, loaded.tokenizer, loaded.info.context)
 
     def submit(self, request_id: str, prepared: prompts.Prompt) -> None:
-        if refusal := self._need_budget().never(prepared.wish):
-            self._refuse(request_id, prepared, refusal)
+        if refusal := self._need_model().budget.never(prepared.wish):
+            self._refuse(request_id, prepared, "never_fits", refusal)
         else:
             self._waiting.add(request_id, prepared)
 
@@ -117,12 +125,13 @@ class MlxEngine:
         return bool(self._waiting or self._live or self._cancelled or self._refused)
 
     def step(self) -> list[Event]:
-        generator = self._need_generator()
+        model = self._need_model()
+        generator = model.generator
         texts: list[tuple[str, str, int]] = []
         endings, self._cancelled = self._cancelled, []
         events: list[Event] = []
         with mx.stream(generator.stream):
-            self._admit(generator)
+            self._admit(model)
             if self._live:
                 prefill, decoded = generator.next()
                 for read in prefill:
@@ -130,8 +139,11 @@ class MlxEngine:
                     done, total = live.cached + read.progress[0], len(live.prompt.tokens)
                     live.unread = total - done
                     events.append(PrefillProgress(live.id, done, total))
-                for response in decoded:
-                    self._take(response, texts, endings)
+                changed = any(read.end_of_prompt for read in prefill) or any(one.finish_reason for one in decoded)
+                while decoded:  # taken out, for the cache of one that has finished holds the whole old batch
+                    self._take(decoded.pop(0), texts, endings)
+                if changed:
+                    settle(generator)
         refused, self._refused = self._refused, []
         return [*events, *refused, Step(texts, endings)]
 
@@ -140,28 +152,27 @@ class MlxEngine:
         return give_back()
 
     def close(self) -> None:
-        if self._generator is not None:
-            mx.synchronize(self._generator.stream)
+        if self._model is not None:
+            mx.synchronize(self._model.generator.stream)
         self._waiting.clear()
         self._live.clear()
         self._cancelled.clear()
         self._refused.clear()
-        self._budget = None
         self._samplers = Samplers()
-        self._generator = None
-        self._loaded = None
+        self._model = None
         self.trim()
 
-    def _admit(self, generator: BatchGenerator) -> None:
+    def _admit(self, model: _Model) -> None:
+        """Let those who wait join, in their order, while the batch, the memory and this step's reading have room."""
+        budget = model.budget
         streaming = any(live.unread == 0 for live in self._live.values())
         room = self._chunk * (1 if streaming else _IDLE_CHUNKS)
         reading = sum(min(live.unread, self._chunk) for live in self._live.values())
-        budget = self._need_budget()
         while self._waiting and len(self._live) < self._options.max_batch:
             prompt = self._waiting.first.prompt
             if not budget.fits(prompt.wish):
                 for late in self._waiting.hold(self._clock()):
-                    self._refuse(late.id, late.prompt, budget.waited(late.prompt.wish))
+                    self._refuse(late.id, late.prompt, "insufficient_memory", budget.waited(late.prompt.wish))
                 return
             layers, cached = self._cache.take(prompt.tokens)
             unread = len(prompt.tokens) - cached
@@ -169,7 +180,7 @@ class MlxEngine:
                 break
             reading += min(unread, self._chunk)
             request_id = self._waiting.pop().id
-            (uid,) = generator.insert(
+            (uid,) = model.generator.insert(
                 [prompt.tokens[cached:]],
                 [prompt.max_tokens],
                 caches=[layers],
@@ -177,7 +188,7 @@ class MlxEngine:
                 samplers=[self._samplers.sampler(prompt.sampling)],
                 logits_processors=[penalties(prompt.sampling, len(prompt.tokens))],
             )
-            text = AnswerText(self._need_loaded().tokenizer.detokenizer, prompt.stop)
+            text = AnswerText(model.loaded.tokenizer.detokenizer, prompt.stop)
             self._live[uid] = _Live(request_id, prompt, cached, unread, budget.join(uid, prompt.wish), text)
             self._fit_cache(budget)
         self._waiting.flow()
@@ -212,24 +223,25 @@ class MlxEngine:
 
     def _leave(self, uid: int) -> None:
         """Take a request out of the batch; what was decoded may serve the next turn."""
-        generator = self._need_generator()
+        generator = self._need_model().generator
         live = self._forget(uid)
         with mx.stream(generator.stream):
             kept = generator.remove([uid], return_prompt_caches=live.generated > 0)
             if uid in kept:
                 layers, tokens = kept[uid]
                 self._cache.put(tokens, layers)
+            settle(generator)
 
     def _forget(self, uid: int) -> _Live:
         """Give its claim back; stored caches may take what it took."""
-        budget = self._need_budget()
+        budget = self._need_model().budget
         budget.leave(uid)
         self._fit_cache(budget)
         return self._live.pop(uid)
 
     def _grow(self, uid: int) -> bool:
         """More room for the answer of a request, if there is any."""
-        budget, live = self._need_budget(), self._live[uid]
+        budget, live = self._need_model().budget, self._live[uid]
         live.granted = budget.grow(uid)
         self._fit_cache(budget)
         return live.generated < live.granted
@@ -237,21 +249,11 @@ class MlxEngine:
     def _fit_cache(self, budget: KvBudget) -> None:
         self._cache.resize(min(self._options.prompt_cache_bytes, budget.spare_bytes))
 
-    def _refuse(self, request_id: str, prompt: prompts.Prompt, sentence: str) -> None:
+    def _refuse(self, request_id: str, prompt: prompts.Prompt, code: Refusal, sentence: str) -> None:
         param = "messages" if prompt.open_ended else "max_tokens"
-        self._refused.append(RequestError(request_id, "insufficient_memory", sentence, param))
+        self._refused.append(RequestError(request_id, code, sentence, param))
 
-    def _need_budget(self) -> KvBudget:
-        if self._budget is None:
+    def _need_model(self) -> _Model:
+        if self._model is None:
             raise InternalError("no model is loaded in this worker.")
-        return self._budget
-
-    def _need_loaded(self) -> loading.Loaded:
-        if self._loaded is None:
-            raise InternalError("no model is loaded in this worker.")
-        return self._loaded
-
-    def _need_generator(self) -> Any:
-        if self._generator is None:
-            raise InternalError("no model is loaded in this worker.")
-        return self._generator
+        return self._model

@@ -173,7 +173,7 @@ class RequestError(_Frame, frozen=True):
     """One request can't be served; the others go on. ``code`` is a code of ``plimsoll.errors``."""
 
     id: str
-    code: Literal["invalid_value", "context_length_exceeded", "insufficient_memory", "internal_error"]
+    code: Literal["invalid_value", "context_length_exceeded", "insufficient_memory", "never_fits", "internal_error"]
     message: str
     param: str | None = None
 

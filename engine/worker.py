@@ -208,8 +208,10 @@ def _resolve(source: ModelSource, options: EngineOptions, progress: Progress) ->
 
 def describe(error: BaseException) -> str:
     """One line for an exception of any library."""
-    text = " ".join(str(error).split())[:500]
-    return text if isinstance(error, BadRequest) or not text else f"{type(error).__name__}: {text}"
+    text, name = " ".join(str(error).split())[:500], type(error).__name__
+    if isinstance(error, BadRequest):
+        return text
+    return f"{name}: {text}" if text else name  # Python's own MemoryError says nothing else
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

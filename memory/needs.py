@@ -8,9 +8,11 @@ from plimsoll.memory.plan import MIB, Need
 
 _CPU_VALUE_BYTES = 4
 _GPU_VALUE_BYTES = 2
-# What an answer can do with at all, and what is worth keeping free for several long ones.
-_MIN_TOKENS = 4096
+# Tokens of KV cache over all conversations of one model: what is worth keeping free, and what will do.
 _GOOD_TOKENS = 32768
+_MIN_TOKENS = 4096
+# A cache grows in steps of this many tokens, so a conversation that fills the context takes one step more.
+_KV_STEP = 256
 _LEAST_KV_BYTES = 64 * MIB
 
 
@@ -47,7 +49,7 @@ def ways_to_load(
     tokens = min(context or weight.context or _GOOD_TOKENS, weight.context or _GOOD_TOKENS)
     per_token = weight.kv_values_per_token * value_bytes
     if kv_budget_bytes is None:
-        wanted = [max(_LEAST_KV_BYTES, per_token * min(tokens, bound)) for bound in (_GOOD_TOKENS, _MIN_TOKENS)]
+        wanted = [max(_LEAST_KV_BYTES, per_token * (bound + _KV_STEP)) for bound in (_GOOD_TOKENS, _MIN_TOKENS)]
     else:
         wanted = [kv_budget_bytes]
     forms: list[tuple[int, bool]] = []

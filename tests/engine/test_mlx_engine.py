@@ -436,7 +436,7 @@ def test_a_model_without_a_template_gets_a_plain_prompt(folder, tmp_path):
     del config["chat_template"]
     (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(config))
     engine = open_engine(tmp_path / "model")
-    tokenizer = engine._loaded.tokenizer
+    tokenizer = engine._model.loaded.tokenizer
     assert tokenizer.decode(engine.prepare(request("hello")).tokens) == "user: hello\nassistant:"
 
 

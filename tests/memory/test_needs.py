@@ -39,15 +39,16 @@ def test_a_gpu_takes_the_weights_as_they_are() -> None:
     assert [(way.weights_bytes, way.dequantize) for way in ways(device="gpu")] == [(98_000_000, False)]
 
 
-def test_without_a_budget_room_for_the_whole_context_is_preferred_to_room_for_4096_tokens() -> None:
+def test_without_a_budget_room_for_32768_tokens_is_preferred_to_room_for_4096() -> None:
     per_token = 11_520 * 4
     kv = [way.kv_bytes for way in ways(kv_budget_bytes=None)]
-    assert kv == [8192 * per_token, 8192 * per_token, 4096 * per_token, 4096 * per_token]
+    good, least = (32768 + 256) * per_token, (4096 + 256) * per_token
+    assert kv == [good, good, least, least]
 
 
-def test_a_shorter_context_needs_less_and_a_longer_one_than_the_models_no_more() -> None:
-    assert ways(kv_budget_bytes=None, context=4096)[0].kv_bytes == 4096 * 11_520 * 4
-    assert ways(kv_budget_bytes=None, context=100_000)[0].kv_bytes == 8192 * 11_520 * 4
+def test_the_context_is_the_models_own_at_most() -> None:
+    assert ways(context=4096)[0].context == 4096
+    assert ways(context=100_000)[0].context == 8192
 
 
 def test_what_was_measured_replaces_the_estimate_of_that_form() -> None:

@@ -1,0 +1,45 @@
+"""Makes mlx-lm's batch generator as this server wants it."""
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator
+
+from plimsoll.engine.kv_measure import leaves
+from plimsoll.engine.loading import Loaded
+
+# Tokens of prompts read per step while others stream, for their next token waits that long: few where reading is slow.
+_PREFILL_CHUNK = {"cpu": 64, "gpu": 512}
+_PREFILL_BATCH = 8
+
+
+def prefill_chunk(device: str) -> int:
+    """How many tokens of a prompt to read per step where the configuration does not say."""
+    return _PREFILL_CHUNK[device]
+
+
+def open_generator(loaded: Loaded, max_batch: int, chunk: int) -> BatchGenerator:
+    metal = mx.metal.is_available()
+    wired = mx.set_wired_limit(0) if metal else 0
+    generator = BatchGenerator(
+        loaded.model,
+        stop_tokens=[(token,) for token in loaded.tokenizer.eos_token_ids],
+        completion_batch_size=max_batch,
+        prefill_batch_size=min(_PREFILL_BATCH, max_batch),
+        prefill_step_size=chunk,
+    )
+    if metal:
+        # Its constructor wires up to 75 % of the machine's memory, per process; kernel panics have been reported.
+        mx.set_wired_limit(wired)
+    return generator
+
+
+def settle(generator: BatchGenerator) -> None:
+    """Carry out what sequences that joined or left put off; until then the old and the new batch hold memory.
+
+    Layer by layer: all at once, every layer's old and new arrays may be there together.
+    """
+    for batch in (generator._generation_batch, generator._prompt_batch):  # noqa: SLF001 - mlx-lm is pinned
+        for cache in leaves(batch.prompt_cache):
+            if getattr(cache, "keys", None) is not None:
+                # Padding that is cut off stays allocated under the view that is left.
+                cache.keys, cache.values = mx.contiguous(cache.keys), mx.contiguous(cache.values)
+            mx.eval(cache.state)
