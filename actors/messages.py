@@ -2,8 +2,8 @@
 
 | from | to | messages |
 |---|---|---|
-| http | Supervisor | Chat, Cancel, GetStatus, LoadModel, UnloadModel, CleanUpModels, PlanLoad, StopAll |
-| Supervisor | ModelActor | Chat, Cancel, Warm, Load, RefuseLoad, Unload |
+| http | Supervisor | Chat, Cancel, KeepAlive, GetStatus, LoadModel, UnloadModel, CleanUpModels, PlanLoad, StopAll |
+| Supervisor | ModelActor | Chat, Cancel, KeepAlive, Warm, Load, RefuseLoad, Unload |
 | Supervisor | Watchdog | Subscribe, Track |
 | ModelActor | Supervisor | LoadRequested, StateChanged, Stays, RanOutOfMemory, ChildStopped, Handback |
 | worker reader thread | its ModelActor | FromWorker, WorkerExited |
@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 import pykka
 
-from plimsoll.engine.protocol import ChatRequest, Event, ModelInfo, Usage
+from plimsoll.engine.protocol import Event, ModelInfo, Request, TokenLogprob, Usage
 from plimsoll.errors import PlimsollError
 from plimsoll.memory.plan import Need
 from plimsoll.memory.sample import Level, Sample, Tracked
@@ -51,14 +51,36 @@ class Waiting(Message, frozen=True):
 
 
 class Delta(Message, frozen=True):
-    """More text; ``tokens`` is the count generated so far."""
+    """More text; ``tokens`` is the count generated so far; ``reasoning`` for what comes before the answer proper."""
 
     text: str
     tokens: int
+    reasoning: bool = False
+
+
+class Logprobs(Message, frozen=True):
+    """The chosen tokens since the last one of these, where they were asked for."""
+
+    tokens: list[TokenLogprob]
+
+
+class ToolCallDelta(Message, frozen=True):
+    """Part of tool call number ``index``; ``name`` comes with its first part, ``arguments`` are pieces of JSON."""
+
+    index: int
+    name: str = ""
+    arguments: str = ""
+
+
+class Vectors(Message, frozen=True):
+    """The answer to an ``EmbedRequest``, before its ``Finished``: float32 rows, little-endian."""
+
+    data: bytes
+    dimensions: int
 
 
 class Finished(Message, frozen=True):
-    """An ending: ``reason`` is stop, length or cancelled."""
+    """An ending: ``reason`` is stop, length, tool_calls or cancelled."""
 
     reason: str
     usage: Usage
@@ -88,7 +110,7 @@ class Chat(Message, frozen=True):
 
     id: str
     model: str
-    request: ChatRequest
+    request: Request
     reply: Reply
     retried: bool = False
 
@@ -98,6 +120,16 @@ class Cancel(Message, frozen=True):
 
     id: str
     model: str
+
+
+class KeepAlive(Message, frozen=True):
+    """Keep ``model`` loaded for ``seconds`` after its last use, None for ever, 0 unloads it as soon as it is idle.
+
+    It holds until the model is unloaded; nothing happens for a model that is not loaded or loading.
+    """
+
+    model: str
+    seconds: float | None
 
 
 class GetStatus(Message, frozen=True):

@@ -36,6 +36,8 @@ from plimsoll.memory.plan import Need
 from plimsoll.memory.report import out_of_memory
 
 _LEAVING = frozenset({State.DRAINING, State.STOPPING, State.STOPPED})
+# When a busy model is looked at again whose idle TTL has passed meanwhile.
+_BUSY_RECHECK_S = 1.0
 _SERVING = frozenset({State.READY, State.BUSY})
 
 
@@ -103,6 +105,7 @@ class ModelActor(pykka.ThreadingActor):
         self._leave_error: PlimsollError = ModelUnloaded(f"{self._name} was unloaded; ask again to load it")
         self._drain_until = 0.0
         self._idle_timer: Timer | None = None
+        self._idle_ttl_s = settings.idle_ttl_s
         self._published: m.ModelStatus | None = None
         self._handlers: dict[type, Callable[[Any], object]] = {
             m.FromWorker: self._on_event,
@@ -115,6 +118,7 @@ class ModelActor(pykka.ThreadingActor):
             m.Load: self._on_load,
             m.RefuseLoad: self._on_load_refused,
             m.Unload: self._on_unload,
+            m.KeepAlive: self._on_keep_alive,
             m.MemoryNormal: lambda _: None,
             m.MemoryWarning: lambda _: self._worker.send(p.TrimCaches()),
             m.MemoryCritical: self._on_critical,
@@ -130,6 +134,7 @@ class ModelActor(pykka.ThreadingActor):
             p.Fetched: self._on_fetched,
             p.Ready: self._on_ready,
             p.Trimmed: self._on_trimmed,
+            p.Embedded: self._on_embedded,
             p.RequestError: self._on_request_error,
             p.LoadError: self._on_load_error,
             p.EngineError: self._on_engine_error,
@@ -192,6 +197,8 @@ class ModelActor(pykka.ThreadingActor):
         """READY or BUSY by what runs; a draining model that has become idle stops."""
         if self._state in _SERVING:
             self._state = State.BUSY if self._requests.running else State.READY
+            if self._state == State.READY and self._idle_ttl_s == 0:
+                self._leave("not kept alive", self._leave_error, 0.0)
         elif self._state == State.DRAINING and not self._requests.running:
             self._stop_worker()
 
@@ -269,6 +276,12 @@ class ModelActor(pykka.ThreadingActor):
     def _on_fetched(self, _: p.Fetched) -> None:
         self._fetched = True
 
+    def _on_embedded(self, event: p.Embedded) -> None:
+        self._requests.embedded(event)
+        self._last_used = self._timers.now()
+        self._served += 1
+        self._settle()
+
     def _on_trimmed(self, event: p.Trimmed) -> None:
         self._mlx_bytes = event.active_bytes + event.cache_bytes
 
@@ -290,7 +303,7 @@ class ModelActor(pykka.ThreadingActor):
         self._info = event.info
         self._state = State.READY
         self._last_used = self._timers.now()
-        self._arm_idle_check(self._settings.idle_ttl_s)
+        self._arm_idle_check(self._idle_ttl_s)
         self._start_requests()
 
     def _on_exit(self, message: m.WorkerExited) -> None:
@@ -394,6 +407,12 @@ class ModelActor(pykka.ThreadingActor):
 
     # ---- idleness
 
+    def _on_keep_alive(self, message: m.KeepAlive) -> None:
+        self._idle_ttl_s = message.seconds
+        if self._state in _SERVING:
+            left_s = None if message.seconds is None else self._last_used + message.seconds - self._timers.now()
+            self._arm_idle_check(None if left_s is None else max(0.0, left_s))
+
     def _arm_idle_check(self, delay_s: float | None) -> None:
         if self._idle_timer:
             self._idle_timer.cancel()
@@ -401,7 +420,7 @@ class ModelActor(pykka.ThreadingActor):
             self._idle_timer = self._timers.tell_later(delay_s, self.actor_ref, IdleCheck())
 
     def _on_idle_check(self, _: IdleCheck) -> None:
-        ttl_s = self._settings.idle_ttl_s
+        ttl_s = self._idle_ttl_s
         if ttl_s is None or self._state not in _SERVING:
             return
         left_s = ttl_s - (self._timers.now() - self._last_used)
@@ -409,7 +428,7 @@ class ModelActor(pykka.ThreadingActor):
             self._leave("idle", self._leave_error, 0.0)
         else:
             # One timer for a whole life: it is set again for what is left, not at every request.
-            self._arm_idle_check(left_s if left_s > 0 else ttl_s)
+            self._arm_idle_check(left_s if left_s > 0 else max(ttl_s, _BUSY_RECHECK_S))
 
     # ---- what others see
 
@@ -423,7 +442,7 @@ class ModelActor(pykka.ThreadingActor):
             pinned=self._settings.pin,
             pid=self._worker.pid,
             last_used=self._last_used,
-            idle_ttl_s=None if self._settings.pin else self._settings.idle_ttl_s,
+            idle_ttl_s=None if self._settings.pin else self._idle_ttl_s,
             stage=self._progress.stage if loading else "",
             done_bytes=self._progress.done if loading else 0,
             total_bytes=self._progress.total if loading else 0,

@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Iterable
 
-from plimsoll.actors.messages import Chat, Delta, Failed, Finished, Waiting
-from plimsoll.engine.protocol import Step, Usage
+from plimsoll.actors.messages import Chat, Delta, Failed, Finished, Logprobs, ToolCallDelta, Vectors, Waiting
+from plimsoll.engine.protocol import Embedded, Step, Usage
 from plimsoll.errors import PlimsollError
 
 
@@ -48,15 +48,34 @@ class Requests:
             yield chat
 
     def deliver(self, step: Step) -> None:
-        """Text and endings of one decode step; ids that have already ended are ignored."""
+        """Text, calls and endings of one decode step; ids that have already ended are ignored."""
+        for request_id, text, tokens in step.reasoning:
+            self._text(request_id, text, tokens, reasoning=True)
         for request_id, text, tokens in step.texts:
-            if running := self._running.get(request_id):
-                running.tokens = tokens
-                if text:
-                    running.chat.reply.send(Delta(text, tokens))
+            self._text(request_id, text, tokens, reasoning=False)
+        for request_id, chosen in step.logprobs:
+            self._pass_on(request_id, Logprobs(chosen))
+        for call in step.calls:
+            self._pass_on(call.request_id, ToolCallDelta(call.index, call.name, call.arguments))
         for request_id, reason, usage in step.endings:
             if running := self._running.pop(request_id, None):
                 running.chat.reply.send(Finished(reason, usage))
+
+    def _text(self, request_id: str, text: str, tokens: int, *, reasoning: bool) -> None:
+        if running := self._running.get(request_id):
+            running.tokens = tokens
+            if text:
+                running.chat.reply.send(Delta(text, tokens, reasoning))
+
+    def _pass_on(self, request_id: str, item: Logprobs | ToolCallDelta) -> None:
+        if running := self._running.get(request_id):
+            running.chat.reply.send(item)
+
+    def embedded(self, event: Embedded) -> None:
+        """The vectors of one request, and its ending."""
+        if running := self._running.pop(event.id, None):
+            running.chat.reply.send(Vectors(event.vectors, event.dimensions))
+            running.chat.reply.send(Finished("stop", event.usage))
 
     def cancel(self, request_id: str) -> bool:
         """End a waiting request; True when it runs instead, so that the worker has to be told."""

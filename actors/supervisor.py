@@ -117,6 +117,7 @@ class Supervisor(pykka.ThreadingActor):
             m.RanOutOfMemory: self._on_out_of_memory,
             m.ChildStopped: self._on_child_stopped,
             m.Handback: lambda message: self._on_chat(message.chat),
+            m.KeepAlive: lambda message: self._tell_model(message.model, message),
             m.GetStatus: self._on_get_status,
             m.LoadModel: self._on_load_model,
             m.UnloadModel: self._on_unload_model,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from plimsoll.engine.protocol import ChatRequest, Event, ModelInfo
+from plimsoll.engine.protocol import Event, ModelInfo, Request
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, bytes done, bytes in all); 0 in all means not known."""
@@ -16,7 +16,7 @@ class Engine(Protocol):
     def load(self, path: Path, progress: Progress) -> ModelInfo:
         """Read the model's files at ``path``. Raises whatever is wrong; ``MemoryError`` where it does not fit."""
 
-    def prepare(self, request: ChatRequest) -> Any:
+    def prepare(self, request: Request) -> Any:
         """Tokenise and check a request; runs on the reader thread. Raises ``plimsoll.errors.BadRequest``."""
 
     def submit(self, request_id: str, prepared: Any) -> None:

@@ -57,15 +57,73 @@ class Sampling(msgspec.Struct, frozen=True):
     frequency_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] = 1.0
     seed: int | None = None
+    logit_bias: dict[int, float] = {}
 
 
-class ChatRequest(msgspec.Struct, frozen=True):
-    """One answer to generate. ``max_tokens`` unset means up to the end of the context."""
+class Tool(msgspec.Struct, frozen=True):
+    """A function that the model may call; ``parameters`` is a JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class Format(msgspec.Struct, frozen=True):
+    """The form of the whole answer: any JSON object, or what ``schema`` (a JSON schema) allows."""
+
+    schema: dict[str, Any] | None = None
+
+
+class ChatRequest(msgspec.Struct, frozen=True, tag="chat"):
+    """One answer to generate; what every API's chat and completion requests are translated into.
+
+    ``max_tokens`` unset means up to the end of the context. ``prompt`` is text that is read as it is, without the
+    chat template and instead of ``messages``. ``tool_choice`` is auto, none, required or the name of one tool.
+    ``logprobs`` asks for the chosen tokens' log-probabilities and those of that many alternatives. ``thinking`` unset
+    leaves it to the model's template. ``count_only`` ends at once with the prompt's tokens in the usage.
+    """
 
     messages: list[dict[str, Any]]
     sampling: Sampling = Sampling()
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    prompt: str | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
+    format: Format | None = None
+    logprobs: int | None = None
+    thinking: bool | None = None
+    template_kwargs: dict[str, Any] = {}
+    count_only: bool = False
+
+
+class EmbedRequest(msgspec.Struct, frozen=True, tag="embed"):
+    """Texts, or in their place token ids, to turn into one vector each; ``dimensions`` cuts the vectors short."""
+
+    texts: list[str] = []
+    tokens: list[list[int]] = []
+    dimensions: int | None = None
+
+
+Request = ChatRequest | EmbedRequest
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """One chosen token with its natural log-probability, and the likeliest alternatives (text, logprob)."""
+
+    text: str
+    logprob: float
+    top: list[tuple[str, float]] = []
+
+
+class ToolCallPart(msgspec.Struct, frozen=True, array_like=True):
+    """Part of call number ``index`` of a request: ``name`` with its first part, ``arguments`` are pieces of JSON."""
+
+    request_id: str
+    index: int
+    name: str = ""
+    arguments: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -109,7 +167,7 @@ class FetchModel(_Frame, frozen=True):
 
 class Generate(_Frame, frozen=True):
     id: str
-    request: ChatRequest
+    request: Request
 
 
 class CancelRequest(_Frame, frozen=True):
@@ -156,11 +214,26 @@ class Step(_Frame, frozen=True):
     """One decode step for the whole batch.
 
     ``texts`` holds (request id, text, tokens so far); text may be empty while a character or a stop string is
-    incomplete. ``endings`` holds (request id, finish reason ``stop`` | ``length`` | ``cancelled``, usage).
+    incomplete. ``endings`` holds (request id, finish reason ``stop`` | ``length`` | ``tool_calls`` | ``cancelled``,
+    usage). ``reasoning`` is as ``texts``, for what the model thinks before it answers; ``calls`` are parts of tool
+    calls; ``logprobs`` holds (request id, chosen tokens) where they were asked for. For one request the order is
+    reasoning, texts, logprobs, calls, ending.
     """
 
     texts: list[tuple[str, str, int]]
     endings: list[tuple[str, str, Usage]] = []
+    reasoning: list[tuple[str, str, int]] = []
+    calls: list[ToolCallPart] = []
+    logprobs: list[tuple[str, list[TokenLogprob]]] = []
+
+
+class Embedded(_Frame, frozen=True):
+    """The vectors of one ``EmbedRequest``: float32, little-endian, row after row; this is its ending."""
+
+    id: str
+    vectors: bytes
+    dimensions: int
+    usage: Usage
 
 
 class PrefillProgress(_Frame, frozen=True):
@@ -192,7 +265,18 @@ class Trimmed(_Frame, frozen=True):
     cache_bytes: int
 
 
-Event = LoadProgress | Fetched | Ready | LoadError | Step | PrefillProgress | RequestError | EngineError | Trimmed
+Event = (
+    LoadProgress
+    | Fetched
+    | Ready
+    | LoadError
+    | Step
+    | PrefillProgress
+    | RequestError
+    | EngineError
+    | Trimmed
+    | Embedded
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _commands = msgspec.msgpack.Decoder(Command)
