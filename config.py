@@ -45,13 +45,15 @@ class MemoryConfig(Section, frozen=True):
 
 
 class ModelEntry(Section, frozen=True):
-    """One model that may be served. ``idle_ttl`` unset means ``models.idle_ttl``."""
+    """One model that may be served. ``idle_ttl`` unset means ``models.idle_ttl``; ``adapter`` is a LoRA's folder."""
 
     source: Annotated[str, msgspec.Meta(min_length=1)]
     enabled: bool = True
     pin: bool = False
     idle_ttl: Seconds | msgspec.UnsetType | None = msgspec.UNSET
     context: Annotated[int, msgspec.Meta(ge=16)] | None = None
+    adapter: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    embeddings: bool = False
 
 
 class ModelsConfig(Section, frozen=True):

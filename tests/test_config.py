@@ -78,6 +78,8 @@ def test_times_are_written_as_people_write_them(text: Any, seconds: float) -> No
         ({"models": {"entries": {"a": {"sorce": "x"}}}}, "models.entries", "sorce"),
         ({"models": {"entries": {"a": {}}}}, "models.entries", "source"),
         ({"models": {"entries": {"a": {"source": "x", "pin": 3}}}}, "models.entries.a.pin", "3"),
+        ({"models": {"entries": {"a": {"source": "x", "adapter": ""}}}}, "models.entries.a.adapter", "''"),
+        ({"models": {"entries": {"a": {"source": "x", "embeddings": "yes"}}}}, "models.entries.a.embeddings", "yes"),
         ({"models": {"entries": {"a": 3}}}, "models.entries.a", "3"),
         ({"models": {"entries": {"../a": {"source": "x"}}}}, "models.entries", "../a"),
         ({"models": {"entries": {5: {"source": "x"}}}}, "models.entries", "5"),

