@@ -11,7 +11,7 @@ from typing import Any, Self
 import pykka
 
 from plimsoll.actors.messages import Cancel, Chat, Failed, Finished, Ref, Reply, Waiting
-from plimsoll.engine.protocol import ChatRequest
+from plimsoll.engine.protocol import Request
 from plimsoll.errors import Unavailable
 
 # How often a waiting request looks whether the supervisor is still there to answer it.
@@ -124,7 +124,7 @@ def _gone() -> Unavailable:
 class Answer:
     """One chat on its way. Leaving the ``async with`` before its ending has come tells ``Cancel``."""
 
-    def __init__(self, supervisor: Ref, model: str, request: ChatRequest) -> None:
+    def __init__(self, supervisor: Ref, model: str, request: Request) -> None:
         self.id = uuid.uuid4().hex
         self.model = model
         self._supervisor = supervisor

@@ -7,6 +7,8 @@ import pytest
 from plimsoll.actors import messages as m
 
 USER = {"role": "user", "content": "hi"}
+FUNCTION = {"type": "function", "function": {"name": "f"}}
+DEEP = json.loads("[" * 200 + "]" * 200)
 BAD_VALUES = [
     ({"model": None}, "model", "a model's name"),
     ({"model": ""}, "model", "a model's name"),
@@ -50,14 +52,55 @@ BAD_VALUES = [
     ({"stream": "yes"}, "stream", "true or false"),
     ({"stream_options": 1}, "stream_options", "include_usage"),
     ({"stream_options": {"include_usage": "no"}}, "stream_options.include_usage", "bool"),
-    ({"n": 2}, "n", "not supported"),
-    ({"logprobs": True}, "logprobs", "not supported"),
-    ({"top_logprobs": 3}, "top_logprobs", "not supported"),
-    ({"logit_bias": {"1": 5}}, "logit_bias", "not supported"),
-    ({"tools": [{"type": "function"}]}, "tools", "not supported"),
-    ({"functions": [{"name": "f"}]}, "functions", "not supported"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    ({"n": 0}, "n", "from 1 to 8"),
+    ({"n": 9}, "n", "from 1 to 8"),
+    ({"logprobs": 3}, "logprobs", "true or false"),
+    ({"top_logprobs": 3}, "top_logprobs", "logprobs is not true"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
+    ({"logit_bias": {"1": 101}}, "logit_bias", "from -100 to 100"),
+    ({"logit_bias": {"word": 1}}, "logit_bias", "token ids"),
+    ({"logit_bias": [1]}, "logit_bias", "token ids"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function", "is missing"),
+    ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", "is missing"),
+    ({"tools": [FUNCTION, {"type": "function", "function": {"name": "a b"}}]}, "tools[1].function.name", "letters"),
+    ({"tools": [FUNCTION, FUNCTION]}, "tools[1].function.name", "another tool"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type", 'is "web_search", but must be function'),
+    ({"tools": "f"}, "tools", "a list of tools"),
+    ({"tool_choice": "maybe", "tools": [FUNCTION]}, "tool_choice", "auto, none, required or a function"),
+    ({"tool_choice": "required"}, "tool_choice", "no tools"),
+    ({"tool_choice": 5}, "tool_choice", "is 5"),
+    (
+        {"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [FUNCTION]},
+        "tool_choice.function.name",
+        "the tools are: f",
+    ),
+    ({"tool_choice": {"type": "function"}, "tools": [FUNCTION]}, "tool_choice.function.name", "is missing"),
+    ({"tool_choice": {"type": "mcp"}, "tools": [FUNCTION]}, "tool_choice.type", "must be function"),
+    ({"parallel_tool_calls": 1}, "parallel_tool_calls", "true or false"),
+    ({"functions": [{"name": "f"}]}, "functions", "use tools"),
+    ({"function_call": "auto"}, "function_call", "use tool_choice"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls[0].function", "miss"),
     ({"response_format": "json"}, "response_format", "object"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "is missing"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        "response_format.json_schema.schema",
+        "is missing",
+    ),
+    ({"chat_template_kwargs": {"a": DEEP}}, "chat_template_kwargs", "nested too deeply"),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": DEEP}}}]},
+        "tools[0].function.parameters",
+        "nested too deeply",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": DEEP}}}},
+        "response_format.json_schema.schema",
+        "nested too deeply",
+    ),
+    ({"reasoning_effort": "huge"}, "reasoning_effort", "minimal"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "set by the server"),
 ]
 BAD_BODIES = {
     "nothing": (b"", "is empty"),

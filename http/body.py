@@ -1,0 +1,113 @@
+"""Request bodies: decoded by structs, refused with the parameter's name, its value and what it may be."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from sanic.exceptions import SanicException
+
+from plimsoll.errors import BadRequest
+from plimsoll.http.front import AnyRequest
+
+_NOTHING: Mapping[str, str] = {}
+# Free JSON is walked again by encoders, templates and grammars, each with less stack left than the decoder had.
+_MAX_NESTING = 100
+
+
+def read(request: AnyRequest, decoder: "msgspec.json.Decoder[Any]", allowed: Mapping[str, str] = _NOTHING) -> Any:
+    """The body of a request that is going to wait for an answer. Raises as ``decode`` does, and 415 for a form."""
+    _refuse_forms(request)
+    body = decode(request.body, decoder, allowed)
+    _hear_disconnects(request)
+    return body
+
+
+def decode(raw: bytes, decoder: "msgspec.json.Decoder[Any]", allowed: Mapping[str, str] = _NOTHING) -> Any:
+    """``raw`` decoded, with every way it can be wrong as ``BadRequest``.
+
+    ``allowed`` says what a parameter may be, by its path with ``[]`` for any index; msgspec's words are the fallback.
+    """
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _explain(error, raw, allowed) from None
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"the request body is not valid UTF-8: {error.reason}") from None
+    except RecursionError:
+        raise BadRequest("the request body is nested too deeply") from None
+    except msgspec.DecodeError as error:
+        what = "is empty" if not raw.strip() else f"is not valid JSON: {error}"
+        raise BadRequest(f"the request body {what}") from None
+
+
+def refuse(param: str, what: str) -> BadRequest:
+    """The parameter's name and what is wrong with it, to be raised."""
+    return BadRequest(f"{param} {what}", param=param)
+
+
+def check_nesting(value: Any, param: str) -> None:
+    """Raises ``BadRequest`` for a value of free JSON that is nested too deeply to be passed on."""
+    level = [value]
+    for _ in range(_MAX_NESTING):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise refuse(param, f"is nested too deeply: {_MAX_NESTING} levels are the most")
+
+
+def shown(value: Any) -> str:
+    """A bad value as JSON, cut short."""
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _explain(error: msgspec.ValidationError, raw: bytes, allowed: Mapping[str, str]) -> BadRequest:
+    """The message of msgspec turned round."""
+    text, _, where = str(error).partition(" - at ")
+    param = where.strip("`").removeprefix("$").lstrip(".")
+    if missing := re.search(r"missing required field `(.+)`", text):
+        return _bad(f"{param}.{missing[1]}".lstrip("."), "is missing", allowed)
+    if not param:
+        return BadRequest("the request body must be a JSON object")
+    found, value = _at(param, raw)
+    return _bad(param, f"is {shown(value)}" if found else "has a bad value", allowed, fallback=text)
+
+
+def _bad(param: str, what: str, allowed: Mapping[str, str], fallback: str = "") -> BadRequest:
+    may_be = allowed.get(re.sub(r"\[(\d+|\.\.\.)\]", "[]", param))
+    if may_be is None:
+        # A struct's or a list's inner key: msgspec's own words, without its quotes.
+        may_be = fallback.partition(", got")[0].removeprefix("Expected ").replace("`", "") or "present"
+    return refuse(param, f"{what}, but must be {may_be}")
+
+
+def _at(param: str, raw: bytes) -> tuple[bool, Any]:
+    if "[...]" in param:
+        return False, None
+    try:
+        value = msgspec.json.decode(raw)
+        for name, index in re.findall(r"(\w+)|\[(\d+)\]", param):
+            value = value[name] if name else value[int(index)]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False, None
+    return True, value
+
+
+def _refuse_forms(request: AnyRequest) -> None:
+    """Anything may call itself JSON (curl -d says urlencoded), but a multipart body can't be it."""
+    kind = request.headers.get("content-type", "")
+    if kind.lower().startswith("multipart/"):
+        text = f"the body must be JSON (Content-Type: application/json), not {kind.partition(';')[0]}"
+        raise SanicException(text, status_code=415)
+
+
+def _hear_disconnects(request: AnyRequest) -> None:
+    """Sanic stops reading the socket during a large body and stays so: the client's going would not be noticed."""
+    if request.transport is not None:
+        request.transport.resume_reading()  # type: ignore[attr-defined] # a ReadTransport

@@ -1,0 +1,104 @@
+"""How long a model stays loaded: ``keep_alive`` within what the configuration allows."""
+
+import math
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from plimsoll.actors.messages import (
+    GetStatus,
+    KeepAlive,
+    LoadModel,
+    ModelStatus,
+    Ref,
+    State,
+    Status,
+    UnloadModel,
+    Waiting,
+)
+from plimsoll.catalog import CatalogModel
+from plimsoll.engine.protocol import Request
+from plimsoll.errors import BadRequest, Unavailable, UnknownModel
+from plimsoll.http.front import Front
+from plimsoll.http.ollama_frames import Timing
+from plimsoll.http.stream import Answer, ask, tell
+
+_STATUS_TIMEOUT_S = 5.0
+
+
+def find(front: Front, name: str) -> CatalogModel:
+    """The model of that name, also with Ollama's ``:latest`` behind it. Raises ``UnknownModel``."""
+    try:
+        model: CatalogModel = front.catalog.find(name)
+    except UnknownModel as error:
+        if name.endswith(":latest"):
+            return find(front, name.removesuffix(":latest"))
+        why = error.message.removeprefix(f"There is no model {name!r}. ")
+        raise UnknownModel(f"model '{name[:200]}' not found. {why}", param="model") from None
+    return model
+
+
+def lease(model: CatalogModel, asked_s: float | None) -> KeepAlive | None:
+    """What to tell the Supervisor: never longer than the model's idle_ttl, and nothing for a pinned model."""
+    if asked_s is None or model.pin:
+        return None
+    seconds = min(asked_s, math.inf if model.idle_ttl_s is None else model.idle_ttl_s)
+    return KeepAlive(model.source.name, None if math.isinf(seconds) else seconds)
+
+
+class LeasedAnswer(Answer):
+    """An ``Answer`` that says how long its model is kept, and notes when its stages were over."""
+
+    def __init__(self, supervisor: Ref, model: CatalogModel, request: Request, keep_alive_s: float | None) -> None:
+        super().__init__(supervisor, model.source.name, request)
+        self.timing = Timing()
+        self._lease = lease(model, keep_alive_s)
+
+    async def batches(self, silence_s: Callable[[], float] | None = None) -> AsyncIterator[list[Any]]:
+        async for batch in super().batches(silence_s):
+            self.timing.note(batch)
+            if self._lease and not all(isinstance(item, Waiting) for item in batch):
+                # Only now is it sure to meet the life of the model that answers; 0 waits for the answer's end.
+                tell(self._supervisor, self._lease)
+                self._lease = None
+            yield batch
+
+
+async def load(front: Front, model: CatalogModel, keep_alive_s: float | None) -> None:
+    """Load the model and begin its lease. Raises what loading may raise."""
+    name = model.source.name
+    await ask(front.supervisor, lambda reply: LoadModel(name, reply))
+    if leased := lease(model, keep_alive_s):
+        tell(front.supervisor, leased)
+
+
+async def unload(front: Front, model: CatalogModel) -> None:
+    """Unload the model and wait until it is gone; a busy one goes after its answers, which is not waited for.
+
+    Raises:
+        BadRequest: the model is pinned.
+
+    """
+    name = model.source.name
+    if model.pin:
+        raise BadRequest(f"keep_alive: the configuration keeps {name} loaded (pin)", param="keep_alive")
+    known = {one.name: one for one in (await status(front)).models}
+    if busy(known.get(name)):
+        tell(front.supervisor, KeepAlive(name, 0.0))
+    else:
+        grace_s = front.config.memory.critical_grace
+        await ask(front.supervisor, lambda reply: UnloadModel(name, reply, grace_s))
+
+
+def busy(model: ModelStatus | None) -> bool:
+    """Whether somebody has an answer to get from it."""
+    return model is not None and (model.state is State.BUSY or model.active > 0 or model.queued > 0)
+
+
+async def status(front: Front) -> Status:
+    """The Supervisor's view of the models. Raises ``Unavailable`` where it does not answer."""
+    try:
+        answer: Status = await ask(front.supervisor, GetStatus, _STATUS_TIMEOUT_S)
+    except TimeoutError:
+        text = f"the supervisor did not answer within {_STATUS_TIMEOUT_S:g} s"
+        raise Unavailable(text, retry_after_s=5) from None
+    return answer

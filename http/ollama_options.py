@@ -1,0 +1,89 @@
+"""Ollama's ``options`` and ``keep_alive``."""
+
+import math
+import re
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from plimsoll.engine.protocol import Sampling
+from plimsoll.http.body import refuse, shown
+
+_INT32, _INT64 = 2**31, 2**63
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(rf"(\d+\.?\d*|\.\d+)({'|'.join(sorted(_UNITS_S, key=len, reverse=True))})")
+_DURATION = re.compile(rf"([+-]?)((?:{_PART.pattern})+)")
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Stop = Annotated[str, Meta(min_length=1)]
+
+
+class Options(msgspec.Struct, kw_only=True):
+    """What changes an answer; ``num_ctx`` and options of llama.cpp are ignored, as unknown ones are."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, lt=_INT32)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)] | None = None
+    num_predict: Annotated[int, Meta(ge=-2, lt=_INT32)] | None = None
+    stop: Stop | list[Stop] | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+
+
+ALLOWED = {
+    "options": "an object",
+    "options.temperature": "a number from 0 to 2",
+    "options.top_p": "a number above 0, up to 1",
+    "options.top_k": "an integer, 0 or -1 for off",
+    "options.min_p": "a number from 0 to 1",
+    "options.seed": "an integer of 64 bits",
+    "options.num_predict": "an integer, -1 or -2 for up to the end of the context",
+    "options.stop": "a non-empty string or a list of them",
+    "options.stop[]": "a non-empty string",
+    "options.repeat_penalty": "a number above 0, up to 10",
+    "options.presence_penalty": "a number from -2 to 2",
+    "options.frequency_penalty": "a number from -2 to 2",
+    "keep_alive": 'a number of seconds or a duration like "5m"',
+}
+
+
+def sampling(options: Options) -> Sampling:
+    """The options under the engine's names."""
+    names = {name: name for name in ("temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty")}
+    names["repetition_penalty"] = "repeat_penalty"
+    given = {name: getattr(options, theirs) for name, theirs in names.items()}
+    top_k = None if options.top_k is None else max(0, options.top_k)
+    return Sampling(**{name: value for name, value in (given | {"top_k": top_k}).items() if value is not None})
+
+
+def limits(options: Options) -> tuple[int | None, tuple[str, ...]]:
+    """Most tokens, None up to the end of the context, and the stop strings."""
+    most = options.num_predict
+    stop = (options.stop,) if isinstance(options.stop, str) else tuple(options.stop or ())
+    return (most if most and most > 0 else None), stop
+
+
+def keep_alive_s(value: float | str | None) -> float | None:
+    """Seconds, ``inf`` for anything negative, None for None. Raises ``BadRequest``.
+
+    Strings are durations as Go writes them ("1h30m", "-1s"), or plain numbers of seconds.
+    """
+    if value is None:
+        return None
+    seconds = value if isinstance(value, int | float) else _duration_s(value)
+    if seconds is None or math.isnan(seconds):
+        raise refuse("keep_alive", f"is {shown(value)}, but must be {ALLOWED['keep_alive']}")
+    return math.inf if seconds < 0 else float(seconds)
+
+
+def _duration_s(text: str) -> float | None:
+    if found := _DURATION.fullmatch(text.strip()):
+        total = sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(found[2]))
+        return -total if found[1] == "-" else total
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,116 @@
+"""What OpenAI's endpoints that generate text have in common: sampling, limits, stops, and several answers at once."""
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from plimsoll.engine.protocol import ChatRequest, Sampling
+from plimsoll.http.body import refuse, shown
+
+MAX_ANSWERS = 8
+_INT64 = 2**63
+_TOKENS_MAX = 2**31 - 1
+Tokens = Annotated[int, Meta(ge=1, le=_TOKENS_MAX)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Stop = Annotated[str, Meta(min_length=1)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class Common(msgspec.Struct, kw_only=True):
+    """Null means the default everywhere; unknown keys are ignored."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    stream: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=_TOKENS_MAX)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=4)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def sampling(self) -> Sampling:
+        """Raises ``BadRequest`` for a bias that is none."""
+        given = {name: getattr(self, name) for name in Sampling.__struct_fields__}
+        given["logit_bias"] = _biases(self.logit_bias) if self.logit_bias else None
+        return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+
+class WithChoices(Common, kw_only=True):
+    """The endpoints whose answer is a list of choices."""
+
+    stream_options: StreamOptions | None = None
+    max_tokens: Tokens | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None = None
+
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+ALLOWED = {
+    "model": "a model's name",
+    "user": "a string",
+    "stream": "true or false",
+    "stream_options": 'an object like {"include_usage": true}',
+    "max_tokens": f"an integer from 1 to {_TOKENS_MAX}",
+    "max_completion_tokens": f"an integer from 1 to {_TOKENS_MAX}",
+    "max_output_tokens": f"an integer from 1 to {_TOKENS_MAX}",
+    "temperature": "a number from 0 to 2",
+    "top_p": "a number above 0, up to 1",
+    "top_k": f"an integer from 0 (off) to {_TOKENS_MAX}",
+    "min_p": "a number from 0 to 1",
+    "seed": "an integer of 64 bits",
+    "stop": "a non-empty string or a list of up to 4 of them",
+    "stop[]": "a non-empty string",
+    "presence_penalty": "a number from -2 to 2",
+    "frequency_penalty": "a number from -2 to 2",
+    "repetition_penalty": "a number above 0, up to 10",
+    "logit_bias": 'an object of token ids with numbers from -100 to 100, like {"50256": -100}',
+    "logit_bias[]": "a number from -100 to 100",
+    "n": f"an integer from 1 to {MAX_ANSWERS}",
+    "top_logprobs": "an integer from 0 to 20",
+    "reasoning_effort": "none, minimal, low, medium, high, xhigh or max",
+    "reasoning.effort": "none, minimal, low, medium, high, xhigh or max",
+}
+
+
+def variants(request: ChatRequest, count: int) -> list[ChatRequest]:
+    """``count`` requests for the same prompt; a seed goes on by one, or they would all be the same."""
+    seed = request.sampling.seed
+    if seed is None or count == 1:
+        return [request] * count
+    return [_seeded(request, (seed + index + _INT64) % (2 * _INT64) - _INT64) for index in range(count)]
+
+
+def _seeded(request: ChatRequest, seed: int) -> ChatRequest:
+    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=seed))
+
+
+def thinking(effort: str | None) -> dict[str, Any]:
+    """What a reasoning effort means for a ``ChatRequest``: templates know an effort, or only thinking or not."""
+    if effort is None:
+        return {}
+    return {"thinking": effort not in ("none", "minimal"), "template_kwargs": {"reasoning_effort": effort}}
+
+
+def _biases(given: dict[str, float]) -> dict[int, float]:
+    for token, bias in given.items():
+        if not re.fullmatch(r"\d{1,9}", token):
+            raise refuse("logit_bias", f"has the key {shown(token)}, but its keys must be token ids")
+        if not -100 <= bias <= 100:
+            raise refuse("logit_bias", f"is {bias:g} for token {token}, but must be a number from -100 to 100")
+    return {int(token): bias for token, bias in given.items()}

@@ -1,0 +1,108 @@
+"""Legacy completions, as the official client sees them."""
+
+import json
+
+import pytest
+
+from plimsoll.actors import messages as m
+from plimsoll.engine.protocol import TokenLogprob, Usage
+
+BAD_VALUES = [
+    ({"prompt": None}, "prompt", "a string or a list"),
+    ({"prompt": []}, "prompt", "1 to 8 strings"),
+    ({"prompt": ["x"] * 9}, "prompt", "1 to 8 strings"),
+    ({"prompt": [1, 2]}, "prompt[0]", "only text"),
+    ({"prompt": [[1, 2]]}, "prompt[0]", "only text"),
+    ({"prompt": ["x"] * 8, "n": 3}, "n", "16 at most"),
+    ({"suffix": "end"}, "suffix", "not supported"),
+    ({"best_of": 3}, "best_of", "the same as n"),
+    ({"logprobs": 6}, "logprobs", "from 0 to 5"),
+    ({"logprobs": True}, "logprobs", "from 0 to 5"),
+    ({"logprobs": 1, "echo": True}, "logprobs", "echo"),
+    ({"echo": "yes"}, "echo", "true or false"),
+    ({"temperature": 3}, "temperature", "from 0 to 2"),
+]
+
+
+def echoing(chat):
+    """Answer every prompt with itself in capitals."""
+    chat.reply.send(m.Delta(chat.request.prompt.upper(), 1))
+    chat.reply.send(m.Finished("stop", Usage(prompt_tokens=4, completion_tokens=5, cached_tokens=1)))
+
+
+def test_a_prompt_is_read_as_it_is(client, system):
+    system.scripts[m.Chat] = echoing
+    answer = client.completions.create(model="tiny", prompt="once", max_tokens=7, stop=["."], temperature=0, best_of=1)
+    request = system.hears(m.Chat).request
+    assert answer.choices[0].text == "ONCE"
+    assert answer.object == "text_completion"
+    assert answer.id.startswith("cmpl-")
+    assert answer.usage.total_tokens == 9
+    assert (request.prompt, request.messages, request.max_tokens, request.stop) == ("once", [], 7, (".",))
+
+
+def test_without_a_limit_there_are_16_tokens(http, system):
+    system.scripts[m.Chat] = echoing
+    http.post("/v1/completions", json={"model": "tiny", "prompt": "x"})
+    assert system.hears(m.Chat).request.max_tokens == 16
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_are_numbered_prompt_by_prompt(client, system, stream):
+    system.scripts[m.Chat] = echoing
+    asked = {"model": "tiny", "prompt": ["a", "b"], "n": 2, "echo": True}
+    if stream:
+        chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        texts = [""] * 4
+        for choice in (choice for chunk in chunks for choice in chunk.choices):
+            texts[choice.index] += choice.text
+        usage = chunks[-1].usage
+    else:
+        answer = client.completions.create(**asked)
+        texts, usage = [choice.text for choice in answer.choices], answer.usage
+    assert texts == ["aA", "aA", "bB", "bB"]
+    assert (usage.prompt_tokens, usage.completion_tokens) == (8, 20)
+    assert usage.prompt_tokens_details.cached_tokens == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_have_the_legacy_shape(client, system, stream):
+    def script(chat):
+        chat.reply.send(m.Delta("Hey", 1))
+        chat.reply.send(m.Logprobs([TokenLogprob("Hey", -0.5, [("Hey", -0.5), ("Yo", -1.0)])]))
+        chat.reply.send(m.Delta(" you", 2))
+        chat.reply.send(m.Logprobs([TokenLogprob(" you", -0.75)]))
+        chat.reply.send(m.Finished("length", Usage()))
+
+    system.scripts[m.Chat] = script
+    got = client.completions.create(model="tiny", prompt="x", logprobs=2, stream=stream)
+    told = [chunk.choices[0].logprobs for chunk in (got if stream else [got]) if chunk.choices[0].logprobs]
+    assert [token for one in told for token in one.tokens] == ["Hey", " you"]
+    assert [offset for one in told for offset in one.text_offset] == [0, 3]
+    assert [value for one in told for value in one.token_logprobs] == [-0.5, -0.75]
+    assert told[0].top_logprobs[0] == {"Hey": -0.5, "Yo": -1.0}
+    assert system.hears(m.Chat).request.logprobs == 2
+
+
+def test_a_stream_ends_with_the_reason_and_done(http, system):
+    system.scripts[m.Chat] = echoing
+    text = http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "stream": True}).text
+    *lines, done = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert done == "[DONE]"
+    assert "usage" not in lines[-1]
+    assert json.loads(lines[-1])["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(("changes", "param", "sentence"), BAD_VALUES, ids=[p for _, p, _ in BAD_VALUES])
+def test_a_bad_value_is_named_with_what_it_may_be(http, system, changes, param, sentence):
+    response = http.post("/v1/completions", json={"model": "tiny", "prompt": "x"} | changes)
+    error = response.json()["error"]
+    assert response.status_code == 400, error
+    assert error["param"] == param
+    assert sentence in error["message"]
+    assert system.has_heard(m.Chat) == 0
+
+
+def test_an_unknown_model_is_404(http):
+    response = http.post("/v1/completions", json={"model": "nope", "prompt": "x"})
+    assert (response.status_code, response.json()["error"]["param"]) == (404, "model")
