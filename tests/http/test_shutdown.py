@@ -163,7 +163,7 @@ class Process:
             cwd=folder,
         )
         self.try_line = self.child.stdout.readline()
-        self.url = self.try_line.split()[1].partition("/v1")[0]
+        self.url = self.try_line.split()[2].partition("/v1")[0]
 
     def end(self, number=signal.SIGTERM):
         """(exit code, seconds it took, stderr)"""
