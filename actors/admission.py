@@ -130,6 +130,8 @@ class Admission:
 
     def on_gone(self, name: str, reason: str) -> None:
         """Its process was reaped; what it held is not yet known to be back."""
+        # Its successor asks for itself; granted twice, it would be booked in a way that it was not loaded in.
+        self._loads = deque(request for request in self._loads if request.model != name)
         if name in self.departures:
             self.departures.exited(name, reason, self._clock())
         elif self._cleanup:

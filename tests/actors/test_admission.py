@@ -167,6 +167,19 @@ def test_two_loads_are_granted_in_the_order_of_asking(desk: Desk) -> None:
     assert [name for name, _ in desk.told] == ["old", "first", "second"]
 
 
+def test_what_a_former_life_asked_for_is_not_granted_to_its_successor(desk: Desk) -> None:
+    desk.sit("old", 50)
+    desk.sample()
+    desk.want("wanted", 50)
+    desk.seats.pop("wanted")
+    desk.admission.on_gone("wanted", "asked for")
+    desk.want("wanted", 30)
+    desk.leaves("old")
+    desk.later(0.1)
+    granted = [message.need for _, message in desk.told if isinstance(message, m.Load)]
+    assert granted == list(need(30))
+
+
 # ---- clean-ups
 
 
