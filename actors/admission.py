@@ -176,7 +176,10 @@ class Admission:
             if aggressive:
                 for seat in clean_up_order(self._seats(), aggressive=True):
                     self._ask_to_leave(seat, reason, grace_s=self._critical_grace_s)
-                self._cleanup.waiting |= {seat.name for seat in self._seats() if seat.leaving}
+                for seat in self._seats():
+                    if seat.leaving:
+                        # It may have been given hours to finish: from now on it has the grace that all have.
+                        self._ask_to_leave(seat, reason, grace_s=self._critical_grace_s)
         if reply and self._cleanup:
             self._cleanup.replies.append(reply)
 

@@ -361,3 +361,11 @@ def test_pressure_by_others_is_reported_and_our_own_is_not(desk: Desk) -> None:
     desk.others_gib = 96
     desk.admission.on_level(Level.CRITICAL, desk.now())
     assert len(desk.external) == 1
+
+
+def test_an_emergency_clean_up_also_hurries_a_model_that_was_given_hours_to_drain(desk: Desk) -> None:
+    desk.sit("draining", idle=False, leaving=True)
+    desk.clean_up(aggressive=True)
+    (told,) = [message for name, message in desk.told if name == "draining"]
+    assert isinstance(told, m.Unload)
+    assert told.grace_s == GRACE_S
