@@ -5,7 +5,7 @@ BIN   := $(VENV)/bin
 # Asked by running it: a name on the PATH may be a shim of a version that is not there.
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
-PIP   := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP   := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 ARGS  ?=
 
 .PHONY: serve test lint format wheel clean

@@ -4,6 +4,7 @@ Owned by the Supervisor and called on its thread only. The order of every step: 
 memory is back, then a running clean-up takes its next victim, then loads are decided, oldest first.
 """
 
+import gc
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,7 @@ from plimsoll.errors import PlimsollError, Unavailable
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.attribution import external
+from plimsoll.memory.forecast import WINDOW_S
 from plimsoll.memory.levels import Thresholds
 from plimsoll.memory.plan import Need, Plan, Seat, admission_open, choose, clean_up_order
 from plimsoll.memory.reclaim import Reclaimed
@@ -72,6 +74,7 @@ class Admission:
         self.sampled_at = clock()
         self._missed = 0
         self._seconds_to_critical: float | None = None
+        self._load_seen_at = -1e9
         self._cleanup: CleanUp | None = None
         self._cleaned_at = self._health_cleaned_at = -1e9
         self._loads: deque[_LoadRequest] = deque()
@@ -86,7 +89,9 @@ class Admission:
             self._missed += 1
             self.step()
             return []
-        self._missed, self.sample, self.sampled_at = 0, sample, self._clock()
+        # Without its own figures a limit that was asked for is not kept: as bad for admission as no sample at all.
+        self._missed = self._missed + 1 if "limit" in sample.failed else 0
+        self.sample, self.sampled_at = sample, self._clock()
         self._note_forecast(seconds_to_critical)
         outcomes = self.departures.settle(sample, self.sampled_at)
         for outcome in outcomes:
@@ -125,6 +130,8 @@ class Admission:
 
     def on_gone(self, name: str, reason: str) -> None:
         """Its process was reaped; what it held is not yet known to be back."""
+        # Its successor asks for itself; granted twice, it would be booked in a way that it was not loaded in.
+        self._loads = deque(request for request in self._loads if request.model != name)
         if name in self.departures:
             self.departures.exited(name, reason, self._clock())
         elif self._cleanup:
@@ -142,6 +149,13 @@ class Admission:
     def cancel_loads(self) -> None:
         """The server stops."""
         self._loads.clear()
+
+    def close(self, error: PlimsollError) -> None:
+        """The Supervisor ends, so nobody will finish the running clean-up."""
+        if self._cleanup:
+            for reply in self._cleanup.replies:
+                reply.send(m.Failed(error))
+            self._cleanup = None
 
     # ---- clean-ups
 
@@ -162,7 +176,10 @@ class Admission:
             if aggressive:
                 for seat in clean_up_order(self._seats(), aggressive=True):
                     self._ask_to_leave(seat, reason, grace_s=self._critical_grace_s)
-                self._cleanup.waiting |= {seat.name for seat in self._seats() if seat.leaving}
+                for seat in self._seats():
+                    if seat.leaving:
+                        # It may have been given hours to finish: from now on it has the grace that all have.
+                        self._ask_to_leave(seat, reason, grace_s=self._critical_grace_s)
         if reply and self._cleanup:
             self._cleanup.replies.append(reply)
 
@@ -186,14 +203,16 @@ class Admission:
         if not cleanup.aggressive:
             if sample.time_s < cleanup.not_before:
                 return False
-            # The look right before each victim may call it off: trimming, or the last one, may have been enough.
-            still_high = sample.used_percent >= self._thresholds.warning or cleanup.replies
+            # The look right before the first victim may call it off: trimming may have been enough.
+            still_high = cleanup.begun or cleanup.replies or sample.used_percent >= self._thresholds.warning
             victims = clean_up_order(self._seats(), aggressive=False) if still_high else []
             if victims:
+                cleanup.begun = True
                 self._ask_to_leave(victims[0], cleanup.reason, if_idle=True)
                 return False
         self._cleanup = None
         self._cleaned_at = self._clock()
+        gc.collect()  # what the models' requests left in the front
         report = cleanup.report(sample)
         self._journal.record(
             events.CleanupDone(
@@ -220,9 +239,13 @@ class Admission:
     def forecast_s(self) -> float | None:
         """Seconds to critical when they are few, else None."""
         seconds = self._seconds_to_critical
-        if any(not seat.loaded and seat.reserved_bytes for seat in self._seats()):
-            return None  # the rise is a load that was granted: its bytes are counted already
+        if self._loading or self._clock() - self._load_seen_at < WINDOW_S:
+            return None  # the rise is, or holds, a load that was granted: its bytes are counted already
         return seconds if seconds is not None and seconds < _FORECAST_S else None
+
+    @property
+    def _loading(self) -> bool:
+        return any(not seat.loaded and seat.reserved_bytes for seat in self._seats())
 
     @property
     def open(self) -> bool:
@@ -292,6 +315,7 @@ class Admission:
         decision = choose(request.needs, others, sample, self._thresholds.critical)
         match decision.plan.verdict:
             case "load":
+                self._load_seen_at = self._clock()
                 self._journal.record(
                     events.LoadStarted(request.model, decision.need.total_bytes, sum(one.claim_bytes for one in others))
                 )
@@ -310,7 +334,10 @@ class Admission:
     def _refused(
         self, error: PlimsollError, request: _LoadRequest, sample: Sample, plan: Plan | None = None
     ) -> m.RefuseLoad:
-        required, available = (plan.required_bytes, plan.available_bytes) if plan else (0, sample.binding.available)
+        needed = request.needs[-1].total_bytes
+        required, available = (
+            (plan.required_bytes, plan.available_bytes) if plan else (needed, sample.binding.available)
+        )
         self._journal.record(events.LoadRefused(request.model, required, available, sample.used_percent, error.message))
         return m.RefuseLoad(error)
 
@@ -328,5 +355,7 @@ class Admission:
     def _note_forecast(self, seconds: float | None) -> None:
         before = self.forecast_s
         self._seconds_to_critical = seconds
+        if self._loading:
+            self._load_seen_at = self._clock()
         if before is None and self.forecast_s is not None and self.sample:
             self._journal.record(events.Forecast(self.forecast_s, self.sample.used_percent))

@@ -8,13 +8,15 @@ from plimsoll.memory.sample import Sample
 class CleanUp:
     """Whom it waits for and what has come back so far; owned by ``Admission``.
 
-    ``not_before`` is the sample time from which on it may evict: caches that are trimmed first may be enough.
+    ``not_before`` is the sample time from which on it may evict: caches that are trimmed first may be enough. Once
+    ``begun`` it goes on until only the last used model is left.
     """
 
     def __init__(self, *, aggressive: bool, reason: str, sample: Sample, not_before: float) -> None:
         self.aggressive = aggressive
         self.reason = reason
         self.not_before = not_before
+        self.begun = False
         self.replies: list[Reply] = []
         self.waiting: set[str] = set()
         self._before = sample.used_percent

@@ -34,7 +34,17 @@ class Departures:
 
     def settle(self, sample: Sample, now: float) -> list[Reclaimed]:
         """Close those whose memory is back by ``sample``, or did not come back in time."""
-        outcomes = [outcome for one in self._open.values() if (outcome := judge(one, sample, now))]
-        for outcome in outcomes:
-            del self._open[outcome.name]
-        return outcomes
+        names = tuple(self._open)
+        # One after the other: closing one changes what the next is measured by.
+        return [self._close(outcome) for name in names if (outcome := judge(self._open[name], sample, now))]
+
+    def _close(self, outcome: Reclaimed) -> Reclaimed:
+        """Bytes that are back count for one model only: what this one is credited with, the others are not."""
+        source = self._open.pop(outcome.name).source
+        others = [one for one in self._open.values() if one.source == source]
+        if not others:
+            return outcome
+        credited = min(outcome.freed_bytes, outcome.expected_bytes)
+        for one in others:
+            self._open[one.name] = msgspec.structs.replace(one, used_bytes=one.used_bytes - max(0, credited))
+        return msgspec.structs.replace(outcome, freed_bytes=credited)

@@ -3,7 +3,7 @@
 import signal
 from collections import deque
 
-from plimsoll.actors.messages import WorkerExited
+from plimsoll.actors.messages import State, WorkerExited
 from plimsoll.engine.protocol import EngineError, LoadError
 from plimsoll.errors import InsufficientMemory, LoadFailed, PlimsollError, WorkerDied
 
@@ -41,27 +41,47 @@ def describe(code: int) -> str:
     return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
 
 
-class DeathLog:
-    """Deaths of one model's workers within the last minute: the first ones are retried, the third is not."""
+class Failures:
+    """What went wrong with one model lately, and what follows from it: a pure decision over its deaths.
 
-    WITHIN_S = 60.0
-    MAX = 3
-    FIRST_BACKOFF_S = 0.25
+    ``last`` is the latest reason, until a load is asked for again; ``refused_until`` is when its cool-down ends.
+    """
+
+    _WITHIN_S = 60.0
+    _MAX_DEATHS = 3
+    _FIRST_BACKOFF_S = 0.25
 
     def __init__(self) -> None:
-        self._times: deque[float] = deque()
+        self._deaths: deque[float] = deque()
+        self.last: PlimsollError | None = None
+        self.refused_until = 0.0
 
-    def record(self, now: float) -> None:
-        """One more death at ``now`` (monotonic seconds)."""
-        self._times.append(now)
-        while self._times[0] < now - self.WITHIN_S:
-            self._times.popleft()
+    def died(self, error: PlimsollError, *, loading: bool, wanted: bool, now: float) -> tuple[State, float]:
+        """The state after a death at ``now``, and seconds until the next try.
 
-    @property
-    def too_many(self) -> bool:
-        return len(self._times) >= self.MAX
+        FAILED after a load that can't succeed and after the third death in a minute; BACKOFF, doubled with each death,
+        if somebody waits for the model; else COLD until somebody does.
+        """
+        self._deaths.append(now)
+        while self._deaths[0] < now - self._WITHIN_S:
+            self._deaths.popleft()
+        hopeless = isinstance(error, LoadFailed) or (isinstance(error, InsufficientMemory) and loading)
+        if hopeless or len(self._deaths) >= self._MAX_DEATHS:
+            return self.give_up(error, now)
+        self.last = error
+        if wanted:
+            return State.BACKOFF, self._FIRST_BACKOFF_S * 2.0 ** (len(self._deaths) - 1)
+        return State.COLD, 0.0
 
-    @property
-    def backoff_s(self) -> float:
-        """How long to wait before the next try: doubled with each death."""
-        return self.FIRST_BACKOFF_S * 2.0 ** (len(self._times) - 1)
+    def give_up(self, error: PlimsollError, now: float) -> tuple[State, float]:
+        """FAILED, with a cool-down in which whoever asks gets ``error``."""
+        self.last = error
+        self.refused_until = now + LOAD_COOL_DOWN_S
+        return State.FAILED, LOAD_COOL_DOWN_S
+
+    def refusal(self, now: float) -> PlimsollError | None:
+        """The error for a request during the cool-down."""
+        if self.last is None or now >= self.refused_until:
+            return None
+        self.last.retry_after_s = max(1.0, self.refused_until - now)
+        return self.last

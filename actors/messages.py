@@ -317,11 +317,15 @@ class Subscribe(Message, frozen=True):
 
 
 class Sampled(Message, frozen=True):
-    """One sample and the level after it; ``sample`` None means that reading failed."""
+    """One sample and the level after it; ``sample`` None means that reading failed.
+
+    ``sampler_lag_s`` is how much later than intended the sampling thread began with it.
+    """
 
     sample: Sample | None
     level: Level
     seconds_to_critical: float | None = None
+    sampler_lag_s: float = 0.0
 
 
 class Track(Message, frozen=True):
@@ -357,7 +361,7 @@ class MemoryEmergency(MemoryEvent, frozen=True):
 class Status(Message, frozen=True):
     """The whole server at one moment. ``problems`` are sentences; with any the server is degraded.
 
-    ``footprints`` maps model names to bytes.
+    ``footprints`` maps model names to bytes; ``sampler_lag_s`` is that of the latest sample.
     """
 
     level: Level
@@ -367,3 +371,4 @@ class Status(Message, frozen=True):
     stopping: bool
     problems: list[str]
     footprints: dict[str, int] = {}
+    sampler_lag_s: float = 0.0

@@ -14,7 +14,7 @@ import msgspec
 import pykka
 
 from plimsoll.actors import messages as m
-from plimsoll.actors.exits import LOAD_COOL_DOWN_S, DeathLog, describe, explain
+from plimsoll.actors.exits import LOAD_COOL_DOWN_S, Failures, describe, explain
 from plimsoll.actors.messages import State
 from plimsoll.actors.requests import Requests
 from plimsoll.actors.timers import Timer
@@ -97,10 +97,8 @@ class ModelActor(pykka.ThreadingActor):
         self._served = 0
         self._mlx_bytes = 0
         self._fetched = False
-        self._deaths = DeathLog()
+        self._failures = Failures()
         self._last_words: p.LoadError | p.EngineError | None = None
-        self._failure: PlimsollError | None = None
-        self._retry_at = 0.0
         self._leave_reason = ""
         self._leave_error: PlimsollError = ModelUnloaded(f"{self._name} was unloaded; ask again to load it")
         self._drain_until = 0.0
@@ -168,9 +166,8 @@ class ModelActor(pykka.ThreadingActor):
         if self._state in _LEAVING:
             if not m.tell(self._supervisor, m.Handback(chat)):
                 chat.reply.send(m.Failed(self._leave_error))
-        elif self._failure and self._state == State.FAILED and now < self._retry_at:
-            self._failure.retry_after_s = max(1.0, self._retry_at - now)
-            chat.reply.send(m.Failed(self._failure))
+        elif self._state == State.FAILED and (refusal := self._failures.refusal(now)):
+            chat.reply.send(m.Failed(refusal))
         elif not self._requests.has_room():
             count = self._requests.waiting + self._requests.running
             text = f"{self._name} has {count} requests already; try again shortly or raise models.queue"
@@ -210,7 +207,7 @@ class ModelActor(pykka.ThreadingActor):
     def _request_load(self) -> None:
         if self._state in (State.COLD, State.FAILED, State.BACKOFF):
             self._state = State.LOADING
-            self._failure = None
+            self._failures.last = None
             self._progress = m.Waiting("queue")
             self._fetched = False
             self._ask_for_weight()
@@ -248,7 +245,7 @@ class ModelActor(pykka.ThreadingActor):
     def _on_load_refused(self, message: m.RefuseLoad) -> None:
         if self._awaits_grant:
             self._requests.fail_all(message.error)
-            self._failure = message.error
+            self._failures.last = message.error
             self._state = State.COLD
 
     # ---- what the worker says
@@ -320,37 +317,35 @@ class ModelActor(pykka.ThreadingActor):
             self._ask_for_weight()
             return
         error = explain(self._name, loading=loading, exit_=message, last_words=self._last_words)
-        out_of_memory = isinstance(error, InsufficientMemory)
-        if isinstance(error, LoadFailed):
-            self._journal.record(events.LoadFailed(self._name, error.message))
-        elif not out_of_memory:
-            how, doing = describe(message.code), "loading" if loading else "generating"
-            self._journal.record(events.WorkerDied(self._name, how, doing))
         # What has not answered anything yet may be asked again, but only once: it may be what the worker died of.
         self._requests.requeue_untouched()
         self._requests.fail_running(error)
-        self._deaths.record(self._timers.now())
-        if self._deaths.too_many or isinstance(error, LoadFailed) or (out_of_memory and loading):
-            self._fail(error)
-        elif self._requests.waiting or self._settings.pin:
-            self._state = State.BACKOFF
-            self._timers.tell_later(self._deaths.backoff_s, self.actor_ref, BackoffOver())
-        else:
-            self._failure = error
-            self._state = State.COLD
-        if out_of_memory:
+        wanted = bool(self._requests.waiting) or self._settings.pin
+        self._rest(error, self._failures.died(error, loading=loading, wanted=wanted, now=self._timers.now()))
+        self._tell_of_death(error, message.code, loading=loading)
+
+    def _tell_of_death(self, error: PlimsollError, code: int, *, loading: bool) -> None:
+        if isinstance(error, InsufficientMemory):
             # After the new state: what has no worker any more is not asked to leave by the clean-up that follows.
             self._publish()
             m.tell(self._supervisor, m.RanOutOfMemory(self._name, error))
+        elif isinstance(error, LoadFailed):
+            self._journal.record(events.LoadFailed(self._name, error.message))
+        else:
+            doing = "loading" if loading else "generating"
+            self._journal.record(events.WorkerDied(self._name, describe(code), doing))
 
     def _fail(self, error: PlimsollError) -> None:
-        """Give up for a while: waiters get the reason, and until the cool-down is over so does who comes next."""
-        self._requests.fail_all(error)
-        self._failure = error
-        self._retry_at = self._timers.now() + LOAD_COOL_DOWN_S
-        self._state = State.FAILED
-        if self._settings.pin:
-            self._timers.tell_later(LOAD_COOL_DOWN_S, self.actor_ref, BackoffOver())
+        """Give up for a while: until the cool-down is over, who comes next gets the reason too."""
+        self._rest(error, self._failures.give_up(error, self._timers.now()))
+
+    def _rest(self, error: PlimsollError, verdict: tuple[State, float]) -> None:
+        """No worker for now; ``verdict`` is the state and when to try again."""
+        self._state, delay_s = verdict
+        if self._state == State.FAILED:
+            self._requests.fail_all(error)
+        if self._state == State.BACKOFF or (self._state == State.FAILED and self._settings.pin):
+            self._timers.tell_later(delay_s, self.actor_ref, BackoffOver())
 
     # ---- leaving
 
@@ -449,7 +444,7 @@ class ModelActor(pykka.ThreadingActor):
             mlx_bytes=self._mlx_bytes,
             served=self._served,
             info=self._info,
-            error=self._failure.message if self._failure else "",
+            error=self._failures.last.message if self._failures.last else "",
         )
         if status != self._published:
             self._published = status

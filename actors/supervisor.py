@@ -5,7 +5,6 @@ Supervisor has given that actor up, and none falls between two lives of a model.
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,56 +13,24 @@ import pykka
 from plimsoll.actors import messages as m
 from plimsoll.actors.admission import Admission
 from plimsoll.actors.messages import State
+from plimsoll.actors.slot import LOADED, Slot
 from plimsoll.catalog import Catalog
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import InternalError, LoadFailed, PlimsollError, QueueFull, ShuttingDown, Unavailable
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
-from plimsoll.memory.plan import Need, Seat, choose
+from plimsoll.memory.plan import choose
 from plimsoll.memory.sample import Level, Sample, Tracked
 
 log = logging.getLogger("plimsoll.memory")
 
-_LEAVING = frozenset({State.DRAINING, State.STOPPING, State.STOPPED})
-_LOADED = frozenset({State.READY, State.BUSY, State.DRAINING})
 _STALE_SAMPLE_S = 5.0
+# Room for a pinned model whose load was refused may come without any event that would say so.
+_PIN_AGAIN_S = 30.0
 
 StartModel = Callable[[str, m.Ref], m.Ref]
 """Starts the ModelActor of a known model; called with its name and the Supervisor."""
-
-
-class Slot:
-    """What the Supervisor knows of one living ModelActor, and what waits for its end or its load."""
-
-    def __init__(self, ref: m.Ref, name: str) -> None:
-        self.ref = ref
-        self.status = m.ModelStatus(name, State.COLD)
-        self.need: Need | None = None
-        self.footprint_bytes = 0
-        self.base_bytes = 0
-        self.waiting: deque[m.Chat] = deque()
-        self.loads: list[m.Reply] = []
-        self.unloads: list[m.Reply] = []
-
-    @property
-    def leaving(self) -> bool:
-        return self.status.state in _LEAVING
-
-    def seat(self) -> Seat:
-        """The slot as the ledger sees it."""
-        status = self.status
-        return Seat(
-            status.name,
-            self.need.total_bytes if self.need else 0,
-            self.footprint_bytes,
-            status.last_used,
-            loaded=status.state in _LOADED,
-            idle=status.state == State.READY and not status.queued,
-            pinned=status.pinned,
-            running=status.pid is not None,
-            leaving=self.leaving,
-        )
 
 
 class Supervisor(pykka.ThreadingActor):
@@ -97,7 +64,9 @@ class Supervisor(pykka.ThreadingActor):
         self._slots: dict[str, Slot] = {}
         self._stop_reply: m.Reply | None = None
         self._stopping = False
+        self._sampler_lag_s = 0.0
         self._tracked = m.Track((), hurry=False)
+        self._pinned_at = clock()
         self._admission = Admission(
             thresholds,
             journal,
@@ -143,6 +112,20 @@ class Supervisor(pykka.ThreadingActor):
             log.exception("the supervisor failed on %s", type(message).__name__)
             if reply := getattr(message, "reply", None):
                 reply.send(m.Failed(InternalError("the server failed on this request; the log says why")))
+
+    def on_stop(self) -> None:
+        error = ShuttingDown("the server is stopping", retry_after_s=5.0)
+        self._admission.close(error)
+        # pykka drops what is left in a dead actor's mailbox; a request there must still get its ending.
+        left = []
+        while not self.actor_inbox.empty():
+            left.append(self.actor_inbox.get())
+        for envelope in left:
+            message = envelope.message.chat if isinstance(envelope.message, m.Handback) else envelope.message
+            if envelope.reply_to is not None:
+                self.actor_inbox.put(envelope)  # pykka's own: whoever asked waits for its answer
+            elif reply := getattr(message, "reply", None):
+                reply.send(m.Failed(error))
 
     # ---- requests
 
@@ -225,7 +208,10 @@ class Supervisor(pykka.ThreadingActor):
         if slot.status.state == State.STOPPING and before.pid is not None:
             self._admission.on_leaving(slot.seat(), "")
         if slot.status.pid is None:
-            slot.need, slot.footprint_bytes, slot.base_bytes = None, 0, 0
+            slot.footprint_bytes = slot.base_bytes = 0
+            if slot.status.state != State.LOADING:
+                # While it loads without a worker, this may be older than the grant that is on its way to it.
+                slot.need = None
         if slot.loads:
             self._answer_loads(slot, slot.status)
         self._admission.step()
@@ -266,6 +252,7 @@ class Supervisor(pykka.ThreadingActor):
         """Pinned models live whenever memory allows it."""
         if self._stopping or self._admission.level != Level.NORMAL:
             return
+        self._pinned_at = self._clock()
         for name in self._catalog.pinned():
             if (slot := self._slot(name)).status.state == State.COLD:
                 m.tell(slot.ref, m.Warm())
@@ -282,11 +269,14 @@ class Supervisor(pykka.ThreadingActor):
         self._admission.step()
 
     def _on_sampled(self, message: m.Sampled) -> None:
+        self._sampler_lag_s = message.sampler_lag_s
         if message.sample is not None:
             for slot in self._slots.values():
                 self._measure(slot, message.sample)
             self._journal.sample(message.sample, message.level)
         self._admission.on_sample(message.sample, message.level, message.seconds_to_critical)
+        if message.sample is not None and self._clock() - self._pinned_at > _PIN_AGAIN_S:
+            self._load_pinned()
 
     def _measure(self, slot: Slot, sample: Sample) -> None:
         status = slot.status
@@ -294,7 +284,7 @@ class Supervisor(pykka.ThreadingActor):
             return
         slot.footprint_bytes = held
         # The first look at the whole model: later ones hold what conversations happened to leave in its caches.
-        if status.state in _LOADED and slot.need and not slot.base_bytes and status.info:
+        if status.state in LOADED and slot.need and not slot.base_bytes and status.info:
             slot.base_bytes = held
             self._on_settled(status.name, slot.need.dequantize, held)
             info = status.info
@@ -363,6 +353,7 @@ class Supervisor(pykka.ThreadingActor):
                 stopping=self._stopping,
                 problems=self._problems(),
                 footprints={name: slot.footprint_bytes for name, slot in self._slots.items()},
+                sampler_lag_s=self._sampler_lag_s,
             )
         )
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from typing import Any
 
 import pykka
@@ -30,6 +31,7 @@ class _Taken(m.Message, frozen=True):
 
     sample: Sample | None
     error: str = ""
+    lag_s: float = 0.0
 
 
 class Watchdog(pykka.ThreadingActor):
@@ -68,7 +70,7 @@ class Watchdog(pykka.ThreadingActor):
                 if message.sample is None:
                     self._note_failure(message.error)
                 else:
-                    self._on_sample(message.sample)
+                    self._on_sample(message.sample, message.lag_s)
             case m.Track():
                 self._tracked = message.workers
                 if message.hurry != self._hurry:
@@ -89,19 +91,24 @@ class Watchdog(pykka.ThreadingActor):
 
     def _sample_forever(self) -> None:
         """The thread: nothing here may raise, wait for an actor, or depend on what the level is."""
+        due_s = time.monotonic()
         while not self._stopping:
+            began_s = time.monotonic()
+            lag_s = max(0.0, began_s - due_s)
             try:
                 sample = self._sampler(self._tracked)
                 wait_s = POLL_S if self._hurry else next_interval_s(sample, self._thresholds)
-                taken = _Taken(sample)
+                taken = _Taken(sample, lag_s=lag_s)
             except Exception as error:  # noqa: BLE001 - whatever a reader raises, sampling goes on
-                wait_s, taken = _RETRY_S, _Taken(None, f"{type(error).__name__}: {error}")
+                wait_s, taken = _RETRY_S, _Taken(None, f"{type(error).__name__}: {error}", lag_s)
+            # From its beginning, so that a slow reader shows as lag too.
+            due_s = began_s + wait_s
             if not m.tell(self.actor_ref, taken):
                 return
             self._wake.wait(wait_s)
             self._wake.clear()
 
-    def _on_sample(self, sample: Sample) -> None:
+    def _on_sample(self, sample: Sample, lag_s: float) -> None:
         self._failing = False
         self._latest = sample
         self._history.add(sample)
@@ -110,7 +117,7 @@ class Watchdog(pykka.ThreadingActor):
         level = self._state.level
         if self._reader:
             seconds = self._history.seconds_to_critical(self._thresholds.critical)
-            m.tell(self._reader, m.Sampled(sample, level, seconds))
+            m.tell(self._reader, m.Sampled(sample, level, seconds, lag_s))
         if level != before:
             self._journal.record(
                 events.LevelChanged(

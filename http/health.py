@@ -76,6 +76,7 @@ def health_body(front: Front, status: Status | str) -> dict[str, Any]:
         "sources": {one.source: round(one.percent, 1) for one in sample.readings} if sample else {},
         "level": known.level.name.lower() if known else None,
         "admission": known.admission if known else None,
+        "sampler_lag_ms": round(1000 * known.sampler_lag_s, 1) if known else None,
         "stopping": front.stopping or bool(known and known.stopping),
         "models": [_model(one, known.footprints) for one in known.models if one.state is not State.COLD]
         if known

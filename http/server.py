@@ -202,8 +202,10 @@ def _try_line(url: str, names: list[str]) -> str:
     if not names:
         return f"curl {url}/health"
     name = BUILTIN.name if BUILTIN.name in names else names[0]
-    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]})
-    return f"curl {url}/v1/chat/completions -d '{body}'"
+    # Streamed and greedy: a small model at temperature 1 may talk for minutes before a plain answer ends.
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    body = json.dumps({"model": name, "stream": True, "temperature": 0, "messages": messages})
+    return f"curl -sN {url}/v1/chat/completions -d '{body}'"
 
 
 def new_loop() -> asyncio.AbstractEventLoop:

@@ -57,7 +57,9 @@ class Seat(msgspec.Struct, frozen=True):
     @property
     def claim_bytes(self) -> int:
         """What it may still take beyond what it holds: a grant counts in full until it is given back."""
-        return 0 if self.leaving else max(0, self.reserved_bytes - self.footprint_bytes)
+        # One that drains still generates, so its KV caches may still grow.
+        stopping = self.leaving and not self.loaded
+        return 0 if stopping else max(0, self.reserved_bytes - self.footprint_bytes)
 
     @property
     def gain_bytes(self) -> int:

@@ -174,6 +174,10 @@ def server(memory: Memory) -> Iterator[Callable[..., Server]]:
     for one in started:
         one.system.stop(0.0)
     assert not workers()
+    # A model's actor is told to stop without waiting for it.
+    until = time.monotonic() + DEADLINE_S
+    while pykka.ActorRegistry.get_all() and time.monotonic() < until:
+        time.sleep(0.005)
     assert not pykka.ActorRegistry.get_all()
 
 

@@ -87,7 +87,18 @@ def test_the_official_client_streams_the_capital_of_france(front: Front) -> None
 
 
 def test_the_chat_command_answers_too(front: Front) -> None:
-    command = [sys.executable, "-m", "plimsoll", "chat", "--url", front.url, BUILTIN.name, "--temperature", "0", "--once"]
+    command = [
+        sys.executable,
+        "-m",
+        "plimsoll",
+        "chat",
+        "--url",
+        front.url,
+        BUILTIN.name,
+        "--temperature",
+        "0",
+        "--once",
+    ]
     done = subprocess.run(
         [*command, "What is the capital of France?"], capture_output=True, text=True, timeout=120, check=True
     )

@@ -56,7 +56,7 @@ def url(tmp_path_factory):
     file = write(folder, {"server": {"port": 0, "keepalive": "100ms"}, "models": models})
     command = [sys.executable, "-m", "plimsoll", "serve", "--config", file]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-        yield child.stdout.readline().split()[1].partition("/v1")[0]
+        yield child.stdout.readline().split()[2].partition("/v1")[0]
         # Twice: an answer that a failed test left running must not be waited for.
         child.send_signal(signal.SIGTERM)
         child.send_signal(signal.SIGINT)

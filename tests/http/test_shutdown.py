@@ -163,7 +163,7 @@ class Process:
             cwd=folder,
         )
         self.try_line = self.child.stdout.readline()
-        self.url = self.try_line.split()[1].partition("/v1")[0]
+        self.url = self.try_line.split()[2].partition("/v1")[0]
 
     def end(self, number=signal.SIGTERM):
         """(exit code, seconds it took, stderr)"""
@@ -191,7 +191,10 @@ def process(tmp_path):
 
 def test_the_printed_command_works_when_pasted(process):
     done = subprocess.run(process().try_line, shell=True, check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "Hello"
+    chunks = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("data: {")]
+    text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+    assert text == "What is the capital of France?"  # the fake model says what it is told
+    assert done.stdout.rstrip().endswith("data: [DONE]")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
