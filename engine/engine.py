@@ -17,7 +17,10 @@ class Engine(Protocol):
         """Read the model's files at ``path``. Raises whatever is wrong; ``MemoryError`` where it does not fit."""
 
     def prepare(self, request: Request) -> Any:
-        """Tokenise and check a request; runs on the reader thread. Raises ``plimsoll.errors.BadRequest``."""
+        """Tokenise and check a request; runs on the reader thread.
+
+        Raises ``plimsoll.errors.BadRequest``, also for a kind of request that this engine does not serve.
+        """
 
     def submit(self, request_id: str, prepared: Any) -> None:
         """Let the request join the running batch, now or when there is room; a refusal comes out of ``step``."""
@@ -30,6 +33,8 @@ class Engine(Protocol):
 
     def step(self) -> list[Event]:
         """One decode step for the whole batch, and at most one chunk of prefill.
+
+        A ``count_only`` request ends in the next step without one.
 
         Besides texts and endings there may be a ``RequestError`` with code ``insufficient_memory``: that request would
         need more KV memory than ``EngineOptions.kv_bytes`` allows, ever or for too long a wait.

@@ -1,18 +1,30 @@
 """A scriptable engine without MLX, for tests of everything around it and for measuring the front end.
 
-Its switches stand in the model's source: ``fake:load_s=0.2,hold=64MiB,tokens_per_s=50,crash_at=5``.
+Its switches stand in the model's source: ``fake:load_s=0.2,hold=64MiB,tokens_per_s=50,crash_at=5``. What it is asked
+decides too: with tools, ``call NAME {"a": 1}`` calls NAME; what stands before a ``|`` in the answer is reasoning.
 """
 
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from plimsoll.engine.engine import Progress
-from plimsoll.engine.protocol import ChatRequest, Event, ModelInfo, PrefillProgress, Step, Usage
+from plimsoll.engine.protocol import (
+    ChatRequest,
+    Event,
+    ModelInfo,
+    PrefillProgress,
+    Request,
+    Step,
+    TokenLogprob,
+    ToolCallPart,
+    Usage,
+)
 from plimsoll.errors import BadRequest, ContextTooLong
 
 _LOAD_STEPS = 10
@@ -57,15 +69,24 @@ def parse(text: str) -> Switches:
         raise ValueError(f"fake:{text}: {error}") from None
 
 
+@dataclass(slots=True)
 class _Request:
-    def __init__(self, prompt_tokens: int, words: list[str], limit: int, reason: str) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.words = words
-        self.limit = limit
-        self.reason = reason
-        self.sent = 0
-        self.cancelled = False
-        self.ready_at = 0.0
+    """``thoughts`` of the ``words`` are reasoning; a ``call`` of (name, arguments) follows the last word."""
+
+    prompt_tokens: int
+    words: list[str]
+    limit: int
+    reason: str
+    thoughts: int = 0
+    call: tuple[str, str] | None = None
+    logprobs: int | None = None
+    sent: int = 0
+    cancelled: bool = False
+    ready_at: float = 0.0
+
+    def cut(self, room: int) -> None:
+        if room < self.limit:
+            self.limit, self.reason, self.call = room, "length", None
 
 
 class FakeEngine:
@@ -93,19 +114,23 @@ class FakeEngine:
             os.kill(os.getpid(), switches.crash_signal)
         return ModelInfo(switches.context, 1000, switches.hold, "cpu", "float32", "none", switches.load_s)
 
-    def prepare(self, request: ChatRequest) -> Any:
+    def prepare(self, request: Request) -> Any:
+        if not isinstance(request, ChatRequest):
+            raise BadRequest("This model is a chat model; it gives no embeddings.", param="model")
         switches = self._switches
-        said = str(request.messages[-1].get("content", ""))
+        contents = [str(message.get("content", "")) for message in request.messages]
+        said = request.prompt if request.prompt is not None else contents[-1]
         if said == "raise BadRequest":
             raise BadRequest("the template refuses this", param="messages")
-        prompt_tokens = sum(len(str(message.get("content", "")).split()) for message in request.messages)
+        prompt_tokens = len((request.prompt if request.prompt is not None else " ".join(contents)).split())
+        if request.count_only:
+            return _Request(prompt_tokens, [], 0, "stop")
         if prompt_tokens >= switches.context:
             raise ContextTooLong(f"the prompt has {prompt_tokens} tokens, the context {switches.context}")
-        words = (switches.answer or said).split() or ["."]
-        wanted = switches.length if switches.answer else len(words)
+        answer = _answer(request, switches, said, prompt_tokens)
         room = switches.context - prompt_tokens
-        limit = min(wanted, request.max_tokens or room, room)
-        return _Request(prompt_tokens, words, limit, "stop" if limit == wanted else "length")
+        answer.cut(min(request.max_tokens or room, room))
+        return answer
 
     def submit(self, request_id: str, prepared: _Request) -> None:
         prepared.ready_at = time.monotonic() + self._switches.prefill_s
@@ -124,22 +149,23 @@ class FakeEngine:
             time.sleep(1 / switches.tokens_per_s)
         now = time.monotonic()
         prefilling = [one for one, request in self._open.items() if request.ready_at > now and not request.cancelled]
-        texts, endings = [], []
+        step = Step([])
         for request_id, request in list(self._open.items()):
             if request_id in prefilling:
                 continue
-            if not request.cancelled:
+            if not request.cancelled and request.sent < request.limit:
                 self._one_token()
-                word = request.words[request.sent % len(request.words)]
-                texts.append((request_id, word if request.sent == 0 else f" {word}", request.sent + 1))
-                request.sent += 1
+                _say(step, request_id, request)
             if request.cancelled or request.sent >= request.limit:
                 del self._open[request_id]
+                if request.call and not request.cancelled:
+                    name, arguments = request.call
+                    step.calls.extend((ToolCallPart(request_id, 0, name), ToolCallPart(request_id, 0, "", arguments)))
                 reason = "cancelled" if request.cancelled else request.reason
-                endings.append((request_id, reason, Usage(request.prompt_tokens, request.sent)))
-        if prefilling and not texts:
+                step.endings.append((request_id, reason, Usage(request.prompt_tokens, request.sent)))
+        if prefilling and not step.texts:
             time.sleep(0.001)
-        return [Step(texts, endings), *(PrefillProgress(one, 0, self._open[one].prompt_tokens) for one in prefilling)]
+        return [step, *(PrefillProgress(one, 0, self._open[one].prompt_tokens) for one in prefilling)]
 
     def trim(self) -> tuple[int, int]:
         return self._switches.hold, 0
@@ -159,6 +185,33 @@ class FakeEngine:
             raise MemoryError("the fake model ran out of memory")
         if self._tokens == switches.hang_at:
             time.sleep(3600)
+
+
+def _answer(request: ChatRequest, switches: Switches, said: str, prompt_tokens: int) -> _Request:
+    """What to say to ``said``, without regard to the room there is."""
+    match said.split(maxsplit=2):
+        case ["call", name, *rest] if request.tool_choice != "none" and name in {tool.name for tool in request.tools}:
+            arguments = rest[0] if rest else "{}"
+            # At least one token, as a real model would need.
+            return _Request(prompt_tokens, [""], 1, "tool_calls", call=(name, arguments), logprobs=request.logprobs)
+    text = switches.answer or said
+    thoughts, bar, answer = text.partition("|")
+    thought = thoughts.split() if bar and request.thinking is not False else []
+    words = [*thought, *(answer if bar else text).split()] or ["."]
+    length = switches.length if switches.answer else len(words)
+    return _Request(prompt_tokens, words, length, "stop", thoughts=len(thought), logprobs=request.logprobs)
+
+
+def _say(step: Step, request_id: str, request: _Request) -> None:
+    """One token: a word, which gets a space unless it is the first of the reasoning or of the answer."""
+    word = request.words[request.sent % len(request.words)]
+    text = word if request.sent in (0, request.thoughts) else f" {word}"
+    thinking = request.sent < request.thoughts
+    request.sent += 1
+    (step.reasoning if thinking else step.texts).append((request_id, text, request.sent))
+    if request.logprobs is not None:
+        top = [(text, -0.5), *((f"other{index}", -2.0 - index) for index in range(request.logprobs))]
+        step.logprobs.append((request_id, [TokenLogprob(text, -0.5, top[: request.logprobs])]))
 
 
 def _touched(size: int) -> bytearray:

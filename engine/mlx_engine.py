@@ -11,11 +11,12 @@ from mlx_lm.generate import BatchGenerator, GenerationBatch
 
 from plimsoll.engine import loading, prompts
 from plimsoll.engine.allocator import give_back
-from plimsoll.engine.answer_text import AnswerText
+from plimsoll.engine.answer_parts import AnswerParts, Parts
 from plimsoll.engine.engine import Progress
 from plimsoll.engine.generator import open_generator, prefill_chunk, settle
 from plimsoll.engine.kv_budget import KvBudget
 from plimsoll.engine.kv_measure import measure
+from plimsoll.engine.live import Live, advance, processors
 from plimsoll.engine.prompt_cache import PromptCache
 from plimsoll.engine.protocol import (
     ChatRequest,
@@ -23,13 +24,15 @@ from plimsoll.engine.protocol import (
     Event,
     ModelInfo,
     PrefillProgress,
+    Request,
     RequestError,
-    Step,
     Usage,
 )
-from plimsoll.engine.sampling import Samplers, penalties
+from plimsoll.engine.sampling import Samplers
+from plimsoll.engine.step_draft import StepDraft
+from plimsoll.engine.token_logprobs import TokenLogprobs
 from plimsoll.engine.waiting_line import WaitingLine
-from plimsoll.errors import InternalError
+from plimsoll.errors import BadRequest, InternalError
 
 # While nobody streams several prompts are read side by side: 8 short ones had their first token after 0.9 s, not 3.
 _IDLE_CHUNKS = 4
@@ -40,29 +43,11 @@ class _Model:
     loaded: loading.Loaded
     generator: BatchGenerator
     budget: KvBudget
+    prompts: prompts.PromptMaker
+    logprobs: TokenLogprobs
 
 
 Refusal = Literal["insufficient_memory", "never_fits"]
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request in the generator.
-
-    ``unread`` tokens of its prompt are left to read, ``granted`` tokens of answer have room in memory; ``generated``
-    counts what the model chose, without the end-of-text token.
-    """
-
-    id: str
-    prompt: prompts.Prompt
-    cached: int
-    unread: int
-    granted: int
-    text: AnswerText
-    generated: int = 0
-
-    def usage(self) -> Usage:
-        return Usage(len(self.prompt.tokens), self.generated, self.cached)
 
 
 class MlxEngine:
@@ -85,8 +70,8 @@ class MlxEngine:
         # The generator lets a batch grow above its bound while prompts are read, so waiting happens here. It also
         # finds more in the prompt cache the later it looks.
         self._waiting = WaitingLine()
-        self._live: dict[int, _Live] = {}
-        self._cancelled: list[tuple[str, str, Usage]] = []
+        self._live: dict[int, Live] = {}
+        self._ended: list[tuple[str, str, Usage]] = []
         self._refused: list[RequestError] = []
 
     def load(self, path: Path, progress: Progress) -> ModelInfo:
@@ -97,15 +82,23 @@ class MlxEngine:
             cost = measure(loaded.model, self._chunk)
         mx.clear_cache()
         budget = KvBudget(self._options.kv_bytes, cost, context=loaded.info.context, chunk=self._chunk)
-        self._model = _Model(loaded, generator, budget)
+        maker = prompts.PromptMaker(loaded.tokenizer, loaded.info.context, loaded.info.vocab_size)
+        self._model = _Model(loaded, generator, budget, maker, TokenLogprobs(loaded.tokenizer))
         self._fit_cache(budget)
         return loaded.info
 
-    def prepare(self, request: ChatRequest) -> prompts.Prompt:
-        loaded = self._need_model().loaded
-        return prompts.prepare(request, loaded.tokenizer, loaded.info.context)
+    def prepare(self, request: Request) -> prompts.Prompt:
+        if not isinstance(request, ChatRequest):
+            raise BadRequest(
+                "This model is a chat model; it gives no embeddings. Send the texts to an embedding model.",
+                param="model",
+            )
+        return self._need_model().prompts.prepare(request)
 
     def submit(self, request_id: str, prepared: prompts.Prompt) -> None:
+        if prepared.count_only:
+            self._ended.append((request_id, "stop", Usage(len(prepared.tokens))))
+            return
         if refusal := self._need_model().budget.never(prepared.wish):
             self._refuse(request_id, prepared, "never_fits", refusal)
         else:
@@ -113,26 +106,26 @@ class MlxEngine:
 
     def cancel(self, request_id: str) -> None:
         if waiting := self._waiting.remove(request_id):
-            self._cancelled.append((request_id, "cancelled", Usage(len(waiting.prompt.tokens))))
+            self._ended.append((request_id, "cancelled", Usage(len(waiting.prompt.tokens))))
             return
         for uid, live in self._live.items():
             if live.id == request_id:
                 self._leave(uid)
-                self._cancelled.append((request_id, "cancelled", live.usage()))
+                self._ended.append((request_id, "cancelled", live.usage()))
                 return
 
     def busy(self) -> bool:
-        return bool(self._waiting or self._live or self._cancelled or self._refused)
+        return bool(self._waiting or self._live or self._ended or self._refused)
 
     def step(self) -> list[Event]:
         model = self._need_model()
         generator = model.generator
-        texts: list[tuple[str, str, int]] = []
-        endings, self._cancelled = self._cancelled, []
+        draft, self._ended = StepDraft(endings=self._ended), []
         events: list[Event] = []
         with mx.stream(generator.stream):
             self._admit(model)
             if self._live:
+                advance(generator, self._live)
                 prefill, decoded = generator.next()
                 for read in prefill:
                     live = self._live[read.uid]
@@ -141,11 +134,11 @@ class MlxEngine:
                     events.append(PrefillProgress(live.id, done, total))
                 changed = any(read.end_of_prompt for read in prefill) or any(one.finish_reason for one in decoded)
                 while decoded:  # taken out, for the cache of one that has finished holds the whole old batch
-                    self._take(decoded.pop(0), texts, endings)
+                    self._take(decoded.pop(0), draft)
                 if changed:
                     settle(generator)
         refused, self._refused = self._refused, []
-        return [*events, *refused, Step(texts, endings)]
+        return [*events, *refused, draft.step()]
 
     def trim(self) -> tuple[int, int]:
         self._cache.clear()
@@ -156,7 +149,7 @@ class MlxEngine:
             mx.synchronize(self._model.generator.stream)
         self._waiting.clear()
         self._live.clear()
-        self._cancelled.clear()
+        self._ended.clear()
         self._refused.clear()
         self._samplers = Samplers()
         self._model = None
@@ -186,40 +179,41 @@ class MlxEngine:
                 caches=[layers],
                 all_tokens=[prompt.tokens[:cached]],
                 samplers=[self._samplers.sampler(prompt.sampling)],
-                logits_processors=[penalties(prompt.sampling, len(prompt.tokens))],
+                logits_processors=[processors(prompt)],
             )
-            text = AnswerText(model.loaded.tokenizer.detokenizer, prompt.stop)
-            self._live[uid] = _Live(request_id, prompt, cached, unread, budget.join(uid, prompt.wish), text)
+            answer = AnswerParts(model.loaded.tokenizer.detokenizer, prompt.stop, prompt.layout)
+            self._live[uid] = Live(request_id, prompt, cached, unread, budget.join(uid, prompt.wish), answer)
             self._fit_cache(budget)
         self._waiting.flow()
 
-    def _take(
-        self,
-        response: GenerationBatch.Response,
-        texts: list[tuple[str, str, int]],
-        endings: list[tuple[str, str, Usage]],
-    ) -> None:
-        """One token of one request: its text, and its ending where this was the last."""
+    def _take(self, response: GenerationBatch.Response, draft: StepDraft) -> None:
+        """One token of one request: what it says, and its ending where this was the last."""
         live = self._live[response.uid]
-        text, reason = "", response.finish_reason
+        parts, reason = Parts(), response.finish_reason
         if reason != "stop":  # the generator stops at end-of-text tokens only, and those are never shown
             live.generated += 1
-            text = live.text.add(response.token)
+            parts = live.answer.add(response.token)
+            if (top := live.prompt.logprobs) is not None:
+                logprob = self._need_model().logprobs.of(response.token, response.logprobs, top)
+                draft.logprobs.append((live.id, [logprob]))
         if reason is not None:
-            text += live.text.finish()
+            parts += live.answer.finish()
             self._forget(response.uid)
             self._cache.put(response.all_tokens, response.prompt_cache)
-        elif live.text.stopped:
+        elif live.answer.ended:
             self._leave(response.uid)
         elif live.generated == live.granted and not self._grow(response.uid):
-            text += live.text.finish()
+            parts += live.answer.finish()
             reason = "length"
             self._leave(response.uid)
-        texts.append((live.id, text, live.generated))
-        if live.text.stopped:
+        draft.add(live.id, parts, live.generated)
+        if live.answer.ended:
             reason = "stop"
-        if reason is not None:
-            endings.append((live.id, reason, live.usage()))
+        if reason == "stop" and (failure := live.failure):
+            self._refused.append(failure)
+        elif reason is not None:
+            called = reason == "stop" and live.answer.called
+            draft.endings.append((live.id, "tool_calls" if called else reason, live.usage()))
 
     def _leave(self, uid: int) -> None:
         """Take a request out of the batch; what was decoded may serve the next turn."""
@@ -232,7 +226,7 @@ class MlxEngine:
                 self._cache.put(tokens, layers)
             settle(generator)
 
-    def _forget(self, uid: int) -> _Live:
+    def _forget(self, uid: int) -> Live:
         """Give its claim back; stored caches may take what it took."""
         budget = self._need_model().budget
         budget.leave(uid)

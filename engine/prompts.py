@@ -1,13 +1,19 @@
-"""From a chat request to the tokens of its prompt. No MLX arrays: this runs beside the step thread."""
+"""From a chat request to what the batch needs of it. No MLX arrays: this runs beside the step thread."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from plimsoll.engine import messages as chat
+from plimsoll.engine.constraint import Constraint, Thinking
+from plimsoll.engine.grammar import Grammars
 from plimsoll.engine.kv_budget import Wish
+from plimsoll.engine.layout import PLAIN, Layout, layout
 from plimsoll.engine.protocol import ChatRequest, Sampling
+from plimsoll.engine.tool_calls import call_format, json_format, knows_tools, openai_tools
 from plimsoll.errors import BadRequest, ContextTooLong
 
 # What a template written for other messages raises: its author tests none of them.
@@ -16,77 +22,143 @@ _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError,
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request ready for the batch; ``max_tokens`` fits in the context, ``open_ended`` if the client gave none."""
+    """A request ready for the batch; ``max_tokens`` fits in the context, ``open_ended`` if the client gave none.
+
+    ``constraint`` belongs to this one answer and has a state.
+    """
 
     tokens: list[int]
     max_tokens: int
     sampling: Sampling
     stop: tuple[str, ...]
     open_ended: bool
+    layout: Layout = PLAIN
+    constraint: Constraint | None = None
+    logprobs: int | None = None
+    count_only: bool = False
 
     @property
     def wish(self) -> Wish:
         return Wish(len(self.tokens), self.max_tokens, self.open_ended)
 
 
-def prepare(request: ChatRequest, tokenizer: TokenizerWrapper, context: int) -> Prompt:
-    """Apply the chat template and tokenise; ``context`` is prompt and answer together, in tokens.
+class PromptMaker:
+    """Prepares the requests of one model; ``context`` is prompt and answer together, in tokens."""
 
-    Raises ``BadRequest`` for messages this model can't read, ``ContextTooLong`` where no room is left for an answer.
-    """
-    messages = [_plain(message) for message in request.messages]
-    if not messages:
-        raise BadRequest("messages is empty; send at least one message.", param="messages")
-    tokens = _tokens(messages, tokenizer)
-    room = context - len(tokens)
-    if room <= 0:
-        raise ContextTooLong(
-            f"The prompt has {len(tokens)} tokens and the model's context is {context} tokens, which must also hold "
-            f"the answer. Shorten the messages by at least {1 - room} tokens.",
-            param="messages",
+    def __init__(self, tokenizer: TokenizerWrapper, context: int, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._context = context
+        self._vocab_size = vocab_size
+        self._grammars = Grammars(tokenizer, vocab_size)
+
+    def prepare(self, request: ChatRequest) -> Prompt:
+        """Apply the chat template, tokenise, compile the grammar.
+
+        Raises ``BadRequest`` for what this model can't do, ``ContextTooLong`` where no room is left for an answer.
+        """
+        _check_choice(request)
+        tokens, thinks = self._read(request)
+        if request.count_only:
+            return Prompt(tokens, 0, request.sampling, (), open_ended=False, count_only=True)
+        room = self._context - len(tokens)
+        if room <= 0:
+            raise ContextTooLong(
+                f"The prompt has {len(tokens)} tokens and the model's context is {self._context} tokens, which must "
+                f"also hold the answer. Shorten the messages by at least {1 - room} tokens.",
+                param="messages",
+            )
+        wanted = room if request.max_tokens is None else request.max_tokens
+        if wanted < 1:
+            raise BadRequest(f"max_tokens is {wanted}; it must be at least 1.", param="max_tokens")
+        self._check_bias(request.sampling)
+        return Prompt(
+            tokens,
+            min(wanted, room),
+            request.sampling,
+            tuple(text for text in request.stop if text),
+            open_ended=request.max_tokens is None,
+            layout=self._layout(request, thinks=thinks),
+            constraint=self._constraint(request, thinks=thinks),
+            logprobs=request.logprobs,
         )
-    wanted = room if request.max_tokens is None else request.max_tokens
-    if wanted < 1:
-        raise BadRequest(f"max_tokens is {wanted}; it must be at least 1.", param="max_tokens")
-    stop = tuple(text for text in request.stop if text)
-    return Prompt(tokens, min(wanted, room), request.sampling, stop, request.max_tokens is None)
+
+    def _read(self, request: ChatRequest) -> tuple[list[int], bool]:
+        """The prompt's tokens, and whether it ends inside the model's thoughts."""
+        tokenizer = self._tokenizer
+        if request.prompt is not None:
+            tokens = list(tokenizer.encode(request.prompt)) or [tokenizer.bos_token_id]
+            if tokens == [None]:
+                raise BadRequest("prompt is empty, and this model can't begin without one.", param="prompt")
+            return tokens, False
+        messages = chat.plain(request.messages)
+        offered = request.tools if request.tool_choice != "none" else ()
+        native = knows_tools(tokenizer)
+        if not native and (offered or any("tool_calls" in one or one["role"] == "tool" for one in messages)):
+            messages = chat.with_tools_described(messages, offered)
+        if not tokenizer.has_chat_template:
+            lines = [f"{message['role']}: {message['content']}" for message in messages]
+            return list(tokenizer.encode("\n".join([*lines, "assistant:"]))), False
+        kwargs = self._template_kwargs(request)
+        if offered and native:
+            kwargs["tools"] = openai_tools(offered)
+        # mlx-lm's wrapper would turn thinking on where nobody has asked; the template has a default of its own.
+        own = tokenizer._chat_template is not None  # noqa: SLF001 - mlx-lm is pinned
+        renderer = tokenizer if own or request.thinking is not None else tokenizer._tokenizer  # noqa: SLF001 - as above
+        try:
+            text = str(renderer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs))
+        except _TEMPLATE_ERRORS as error:
+            raise BadRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
+        thinks = tokenizer.has_thinking and text.rstrip().endswith(tokenizer.think_start)
+        # The template writes its own special tokens.
+        return list(tokenizer.encode(text, add_special_tokens=False)), thinks
+
+    def _template_kwargs(self, request: ChatRequest) -> dict[str, Any]:
+        ours = inspect.signature(self._tokenizer._tokenizer.apply_chat_template).parameters  # noqa: SLF001 - as above
+        if taken := sorted(ours.keys() & request.template_kwargs.keys()):
+            raise BadRequest(
+                f"chat_template_kwargs has {', '.join(taken)}, which the server sets itself. Leave it out.",
+                param="chat_template_kwargs",
+            )
+        thinking = {} if request.thinking is None else {"enable_thinking": request.thinking}
+        return {**request.template_kwargs, **thinking}
+
+    def _layout(self, request: ChatRequest, *, thinks: bool) -> Layout:
+        if request.prompt is not None:
+            return PLAIN
+        form = None
+        if request.tools and request.tool_choice != "none":
+            # A grammar knows one form of calls.
+            free = request.tool_choice == "auto" and request.format is None
+            form = call_format(self._tokenizer, request.tools) if free else json_format(request.tools)
+        return layout(self._tokenizer, form, reasoning=thinks, parallel=request.parallel_tool_calls)
+
+    def _constraint(self, request: ChatRequest, *, thinks: bool) -> Constraint | None:
+        tools, choice, parallel = request.tools, request.tool_choice, request.parallel_tool_calls
+        if tools and choice not in ("auto", "none"):
+            matcher = self._grammars.calls(tools, choice, parallel=parallel)
+        elif request.format is not None:
+            callable_tools = tools if choice == "auto" else ()
+            matcher = self._grammars.answer(request.format.schema, callable_tools, parallel=parallel)
+        else:
+            return None
+        tokenizer, thinking = self._tokenizer, None
+        if tokenizer.has_thinking and request.prompt is None and (thinks or request.thinking is not False):
+            thinking = Thinking(tuple(tokenizer.think_start_tokens), tuple(tokenizer.think_end_tokens), thinks)
+        return Constraint(matcher, frozenset(tokenizer.eos_token_ids), thinking)
+
+    def _check_bias(self, sampling: Sampling) -> None:
+        if wrong := [token for token in sampling.logit_bias if not 0 <= token < self._vocab_size]:
+            raise BadRequest(
+                f"logit_bias has token {wrong[0]}; this model's tokens are 0 to {self._vocab_size - 1}.",
+                param="logit_bias",
+            )
 
 
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """The same message with its content as one string, which is what every template reads."""
-    if not isinstance(message.get("role"), str):
-        raise BadRequest("every message needs a role, such as user or assistant.", param="messages")
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(_part(part) for part in content)
-    elif content is None:
-        content = ""
-    elif not isinstance(content, str):
-        raise BadRequest(
-            f"content is a {type(content).__name__}; it must be a string or a list of text parts.", param="messages"
-        )
-    return {**message, "content": content}
-
-
-def _part(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    if kind != "text":
-        raise BadRequest(
-            f"a message has a part of type {kind}; this model reads text only. Send parts of type text.",
-            param="messages",
-        )
-    if not isinstance(text := part.get("text"), str):
-        raise BadRequest("a text part has no text; its key text must be a string.", param="messages")
-    return text
-
-
-def _tokens(messages: list[dict[str, Any]], tokenizer: TokenizerWrapper) -> list[int]:
-    if not tokenizer.has_chat_template:
-        lines = [f"{message['role']}: {message['content']}" for message in messages]
-        return list(tokenizer.encode("\n".join([*lines, "assistant:"])))
-    try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except _TEMPLATE_ERRORS as error:
-        raise BadRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
-    # The template writes its own special tokens.
-    return list(tokenizer.encode(text, add_special_tokens=False))
+def _check_choice(request: ChatRequest) -> None:
+    if request.prompt is not None and request.tools:
+        raise BadRequest("A raw prompt takes no tools; send messages.", param="tools")
+    choice, names = request.tool_choice, [tool.name for tool in request.tools]
+    if choice in ("auto", "none") or choice in names or (choice == "required" and names):
+        return
+    offered = f"The tools are {', '.join(names)}." if names else "There are no tools in the request."
+    raise BadRequest(f"tool_choice is {choice}. {offered}", param="tool_choice")

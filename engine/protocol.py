@@ -25,12 +25,14 @@ class ModelSource(msgspec.Struct, frozen=True):
     """Where a model's files come from.
 
     ``location`` is a folder of MLX files (``folder``), a file (``gguf``), a Hugging Face repo id (``repo``), a
-    package name (``builtin``) or the switches of the fake engine (``fake``).
+    package name (``builtin``) or the switches of the fake engine (``fake``). ``adapter`` is the folder
+    of a LoRA adapter.
     """
 
     name: str
     kind: Literal["folder", "gguf", "repo", "builtin", "fake"]
     location: str
+    adapter: str = ""
 
 
 class EngineOptions(msgspec.Struct, frozen=True):
@@ -44,6 +46,8 @@ class EngineOptions(msgspec.Struct, frozen=True):
     prefill_chunk: int | None = None
     prompt_cache_bytes: int = 512 * 1024 * 1024
     dequantize: bool = False
+    adapter: str = ""
+    embeddings: bool = False
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -99,11 +103,15 @@ class ChatRequest(msgspec.Struct, frozen=True, tag="chat"):
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, tag="embed"):
-    """Texts, or in their place token ids, to turn into one vector each; ``dimensions`` cuts the vectors short."""
+    """Texts, or in their place token ids, to turn into one vector each; ``dimensions`` cuts the vectors short.
+
+    What is too long is refused, or cut where ``truncate`` says so.
+    """
 
     texts: list[str] = []
     tokens: list[list[int]] = []
     dimensions: int | None = None
+    truncate: bool = False
 
 
 Request = ChatRequest | EmbedRequest

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 
 import mlx.core as mx
-import msgspec
 from mlx_lm.sample_utils import (
     greedy_sampler,
     make_frequency_penalty,
@@ -39,19 +38,19 @@ class Samplers:
     """
 
     def __init__(self) -> None:
-        self._shared: dict[Sampling, Sampler] = {}
+        self._shared: dict[tuple[float, float, int, float], Sampler] = {}
 
     def sampler(self, sampling: Sampling) -> Sampler:
         if sampling.temperature < _GREEDY_BELOW:
             return greedy_sampler  # type: ignore[no-any-return]  # mlx-lm is untyped here
         if sampling.seed is not None:
             return _Categorical(sampling, sampling.seed % (1 << 64))
-        # Penalties are not the sampler's business and must not split the group.
-        key = msgspec.structs.replace(sampling, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0)
+        # Penalties and biases are not the sampler's business and must not split the group.
+        key = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
         if key not in self._shared:
             if len(self._shared) >= _MOST_SHARED:
                 self._shared.clear()
-            self._shared[key] = _Categorical(key, int.from_bytes(os.urandom(8), "little"))
+            self._shared[key] = _Categorical(sampling, int.from_bytes(os.urandom(8), "little"))
         return self._shared[key]
 
 
@@ -101,7 +100,8 @@ def penalties(sampling: Sampling, prompt_tokens: int) -> list[Processor]:
     """Logits processors over (tokens so far, logits).
 
     Presence and frequency count generated tokens only, as OpenAI's do; repetition (arXiv 1909.05858) counts the
-    prompt too. None of them can raise: mlx-lm drops a request whose processor does.
+    prompt too. A bias is added to its token's logit. None of them can raise: mlx-lm drops a request whose processor
+    does.
     """
     processors: list[Processor] = []
     if sampling.repetition_penalty != 1:
@@ -110,7 +110,14 @@ def penalties(sampling: Sampling, prompt_tokens: int) -> list[Processor]:
         processors.append(_generated_only(make_presence_penalty(sampling.presence_penalty, _ALL), prompt_tokens))
     if sampling.frequency_penalty:
         processors.append(_generated_only(make_frequency_penalty(sampling.frequency_penalty, _ALL), prompt_tokens))
+    if sampling.logit_bias:
+        processors.append(_biased(sampling.logit_bias))
     return processors
+
+
+def _biased(bias: dict[int, float]) -> Processor:
+    tokens, values = mx.array(list(bias)), mx.array(list(bias.values()))
+    return lambda _, logits: logits.at[:, tokens].add(values.astype(logits.dtype))
 
 
 def _generated_only(processor: Processor, prompt_tokens: int) -> Processor:

@@ -62,6 +62,8 @@ class _Prepared:
         self.prompt = prompt
 
 
+_NOTHING = Step([])
+
 _Job = Command | RequestError | _Prepared
 
 
@@ -148,9 +150,7 @@ class Worker:
             engine, path = FakeEngine(source.location), Path()
         else:
             path = _resolve(source, options, self._progress)
-            from plimsoll.engine.mlx_engine import MlxEngine  # noqa: PLC0415 - as above
-
-            engine = MlxEngine(options)
+            engine = choose_engine(path, options)
         info = engine.load(path, self._progress)
         # What loading left behind is garbage that lives as long as the process: collect it once, here.
         gc.collect()
@@ -194,10 +194,23 @@ class Worker:
                 self._send(Trimmed(*engine.trim()))
 
     def _send(self, event: Event) -> None:
-        if isinstance(event, Step) and not (event.texts or event.endings):
+        if isinstance(event, Step) and event == _NOTHING:
             return
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the reader sees it too and ends the process
             self._socket.sendall(encode(event))
+
+
+def choose_engine(path: Path, options: EngineOptions) -> Engine:
+    """The engine that serves the model whose files are at ``path``."""
+    from plimsoll.engine.sentence import makes_embeddings  # noqa: PLC0415 - a fake engine starts without MLX
+
+    if options.embeddings or makes_embeddings(path):
+        from plimsoll.engine.embedding import EmbeddingEngine  # noqa: PLC0415 - as above
+
+        return EmbeddingEngine(options)
+    from plimsoll.engine.mlx_engine import MlxEngine  # noqa: PLC0415 - as above
+
+    return MlxEngine(options)
 
 
 def _resolve(source: ModelSource, options: EngineOptions, progress: Progress) -> Path:

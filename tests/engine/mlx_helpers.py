@@ -39,8 +39,7 @@ class Run:
     def __init__(self, engine):
         self.engine = engine
         self.texts, self.counts, self.reasons, self.usage, self.prefill, self.tokens = {}, {}, {}, {}, {}, {}
-        self.refused = {}
-        self._names = {}
+        self.refused, self.reasoning, self.logprobs, self.calls, self.pieces = {}, {}, {}, {}, {}
 
     def submit(self, name, chat):
         self.engine.submit(name, self.engine.prepare(chat))
@@ -65,21 +64,38 @@ class Run:
             assert name not in self.reasons, "text after the ending"
             self.texts[name] = self.texts.get(name, "") + text
             self.counts[name] = count
+        for name, text, count in event.reasoning:
+            self.reasoning[name] = self.reasoning.get(name, "") + text
+            self.counts[name] = count
+        for name, logprobs in event.logprobs:
+            self.logprobs.setdefault(name, []).extend(logprobs)
+        for part in event.calls:
+            self._note_call(part)
         for name, reason, usage in event.endings:
             assert name not in self.reasons, "two endings"
             self.reasons[name] = reason
             self.usage[name] = usage
+
+    def _note_call(self, part):
+        """``calls`` holds whole calls, ``pieces`` the pieces of arguments as they came."""
+        calls = self.calls.setdefault(part.request_id, [])
+        if part.name:
+            assert part.index == len(calls), "calls are numbered in their order"
+            calls.append((part.name, ""))
+        name, arguments = calls[part.index]
+        calls[part.index] = (name, arguments + part.arguments)
+        self.pieces.setdefault(part.request_id, []).append(part.arguments)
 
     def _recorded_step(self):
         """One step; token ids are seen where the engine turns them into text."""
         engine = self.engine
         take = engine._take
 
-        def recording(response, texts, endings):
+        def recording(response, draft):
             live = engine._live[response.uid]
             if response.finish_reason != "stop":
                 self.tokens.setdefault(live.id, []).append(response.token)
-            take(response, texts, endings)
+            take(response, draft)
 
         engine._take = recording
         try:

@@ -131,3 +131,23 @@ def test_without_openblas_nothing_is_preloaded(tmp_path: Path) -> None:
     assert "LD_PRELOAD" not in worker_environment("auto", root=tmp_path, platform="linux")
     assert "LD_PRELOAD" not in worker_environment("none", platform="linux")
     assert worker_environment("auto", platform="darwin") == {}
+
+
+def test_a_request_for_vectors_costs_a_chat_worker_nothing_but_a_refusal(worker: Any) -> None:
+    one = worker()
+    one.next(p.Ready)
+    one.worker.send(p.Generate("a", p.EmbedRequest(["hello"])))
+    refused = one.next(p.RequestError)
+    assert (refused.id, refused.code, refused.param) == ("a", "invalid_value", "model")
+    one.worker.send(p.Generate("b", p.ChatRequest([{"role": "user", "content": "hello"}])))
+    assert one.next(p.Step).texts == [("b", "hello", 1)]
+
+
+def test_steps_that_hold_only_calls_reach_the_front(worker: Any) -> None:
+    one = worker()
+    one.next(p.Ready)
+    chat = p.ChatRequest([{"role": "user", "content": "call f {}"}], tools=(p.Tool("f"),))
+    one.worker.send(p.Generate("a", chat))
+    step = one.next(p.Step)
+    assert step.calls == [p.ToolCallPart("a", 0, "f"), p.ToolCallPart("a", 0, "", "{}")]
+    assert step.endings == [("a", "tool_calls", p.Usage(3, 1))]

@@ -154,15 +154,19 @@ class Letters:
         self.last_segment = ""
 
 
+def joined(segments):
+    return "".join(segment.text for segment in segments)
+
+
 def shown(chunks, stop):
     """All text that is shown, and whether a stop string ended it."""
     text = AnswerText(Letters(), stop)
     out = ""
     for chunk in chunks:
-        out += text.add(chunk)
+        out += joined(text.add(chunk))
         if text.stopped:
             return out, True
-    return out + text.finish(), text.stopped
+    return out + joined(text.finish()), text.stopped
 
 
 @pytest.mark.parametrize(
@@ -231,24 +235,24 @@ def byte_tokens(bpe, text):
 @pytest.mark.parametrize("kind", [BPEStreamingDetokenizer, NaiveStreamingDetokenizer])
 def test_a_character_cut_into_tokens_appears_when_it_is_whole(bpe, kind):
     text = AnswerText(kind(bpe), ())
-    parts = [text.add(token) for token in byte_tokens(bpe, "a🚢ж")]
+    parts = [joined(text.add(token)) for token in byte_tokens(bpe, "a🚢ж")]
     assert parts == ["a", "", "", "", "🚢", "", "ж"]
-    assert text.finish() == ""
+    assert joined(text.finish()) == ""
 
 
 @pytest.mark.parametrize("kind", [BPEStreamingDetokenizer, NaiveStreamingDetokenizer])
 def test_a_character_that_stays_incomplete_ends_as_a_replacement(bpe, kind):
     text = AnswerText(kind(bpe), ())
-    parts = [text.add(token) for token in byte_tokens(bpe, "a🚢")[:-1]]
+    parts = [joined(text.add(token)) for token in byte_tokens(bpe, "a🚢")[:-1]]
     assert "".join(parts) == "a"
-    assert set(text.finish()) == {"\N{REPLACEMENT CHARACTER}"}
+    assert set(joined(text.finish())) == {"\N{REPLACEMENT CHARACTER}"}
 
 
 def test_a_stop_string_is_found_in_a_character_cut_into_tokens(bpe):
     text = AnswerText(BPEStreamingDetokenizer(bpe), ("🚢",))
     out = ""
     for token in byte_tokens(bpe, "a🚢b"):
-        out += text.add(token)
+        out += joined(text.add(token))
         if text.stopped:
             break
     assert (out, text.stopped) == ("a", True)
@@ -261,8 +265,8 @@ def test_a_detokenizer_that_cannot_finish_costs_its_held_text_only():
             raise KeyError("\uff5c")
 
     text = AnswerText(Broken(), ("END",))
-    assert text.add("a EN") == "a "
-    assert text.finish() == "EN"
+    assert joined(text.add("a EN")) == "a "
+    assert joined(text.finish()) == "EN"
 
 
 # ---- the prompt cache

@@ -1,0 +1,134 @@
+"""Compiles JSON schemas and forced tool calls into llguidance matchers. No MLX: this runs on the reader thread.
+
+JSON is written compactly, with at most one space after a comma or a colon: where a grammar allows white space
+without end, small models write it without end.
+"""
+
+import json
+from collections import OrderedDict
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from plimsoll.engine.protocol import Tool
+from plimsoll.engine.tool_calls import json_format
+from plimsoll.errors import BadRequest
+
+MAX_SCHEMA_BYTES = 64 * 1024
+MAX_SCHEMA_DEPTH = 32
+# Fuel is llguidance's measure of work: about 50,000 units per ms while compiling, 14,000 per ms in a step. A state is
+# 1 to 2 kB, so one grammar stays below 20 MB.
+_COMPILE_FUEL, _STEP_FUEL, _MOST_STATES = 5_000_000, 200_000, 10_000
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+_MOST_KEPT = 16
+_MOST_CALLS = 8
+
+
+class Grammars:
+    """The grammars of one model. The tokenizer's data (0.2 s, 49,000 tokens) is made when first needed."""
+
+    def __init__(self, tokenizer: TokenizerWrapper, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = max(vocab_size, len(tokenizer))
+        self._tokens: LLTokenizer | None = None
+        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    def answer(self, schema: dict[str, Any] | None, tools: tuple[Tool, ...], *, parallel: bool) -> LLMatcher:
+        """The whole answer is JSON that ``schema`` allows, or any object; or, with ``tools``, calls of them.
+
+        Raises ``BadRequest`` (response_format, tools).
+        """
+        param = "response_format"
+        wanted = {"type": "object"} if schema is None else schema
+        lines = [f"answer: %json {_json(wanted, param, 'The schema')}"]
+        lines += self._calls(tools, most=_MOST_CALLS if parallel else 1)
+        return self._compile(["start: answer | calls" if tools else "start: answer", *lines], param)
+
+    def calls(self, tools: tuple[Tool, ...], choice: str, *, parallel: bool) -> LLMatcher:
+        """The whole answer is one call of the tool named ``choice``, or one or more of any (``required``).
+
+        Raises ``BadRequest`` (tools).
+        """
+        anyone = choice == "required"
+        chosen = tools if anyone else tuple(tool for tool in tools if tool.name == choice)
+        most = _MOST_CALLS if anyone and parallel else 1
+        return self._compile(["start: calls", *self._calls(chosen, most=most)], "tools")
+
+    def _calls(self, tools: tuple[Tool, ...], *, most: int) -> list[str]:
+        if not tools:
+            return []
+        form = json_format(tools)
+        start, end = self._mark(form.start), self._mark(form.end)
+        more = f' ("\\n" call){{0,{most - 1}}}' if most > 1 else ""
+        lines = [f"calls: call{more}", f"call: {' | '.join(f'call{index}' for index in range(len(tools)))}"]
+        for index, tool in enumerate(tools):
+            head = json.dumps(f'\n{{"name": {json.dumps(tool.name)}, "arguments": ')
+            schema = {"type": "object", **tool.parameters}
+            lines.append(f'call{index}: {start} {head} arguments{index} "}}\\n" {end}')
+            lines.append(f"arguments{index}: %json {_json(schema, 'tools', f'The parameters of tool {tool.name}')}")
+        return lines
+
+    def _compile(self, lines: list[str], param: str) -> LLMatcher:
+        grammar = "\n".join(lines)
+        kept = self._kept.pop(grammar, None)
+        if kept is None:
+            limits = LLParserLimits(
+                initial_lexer_fuel=_COMPILE_FUEL,
+                step_lexer_fuel=_STEP_FUEL,
+                max_lexer_states=_MOST_STATES,
+                verbose_errors=False,
+            )
+            kept = LLMatcher(self._vocabulary(), LLMatcher.grammar_from_lark(grammar), log_level=0, limits=limits)
+            # The first step shows whether the limits of a step are enough, and builds what all steps share.
+            if not kept.is_error() and not any(kept.compute_bitmask()):
+                raise BadRequest("No JSON at all satisfies this schema. Change the schema.", param=param)
+            if kept.is_error():
+                reason = " ".join(kept.get_error().split())[:500]
+                raise BadRequest(f"This schema can't be turned into a grammar: {reason}", param=param)
+        self._kept[grammar] = kept
+        if len(self._kept) > _MOST_KEPT:
+            self._kept.popitem(last=False)
+        return kept.deep_copy()
+
+    def _vocabulary(self) -> LLTokenizer:
+        if self._tokens is None:
+            backend = getattr(self._tokenizer, "backend_tokenizer", None)
+            if backend is None:
+                raise BadRequest(
+                    "This model's tokenizer can't be used with grammars, which JSON formats and forced tool calls "
+                    "need. Ask without them, or use another model.",
+                    param="response_format",
+                )
+            ends = sorted(self._tokenizer.eos_token_ids)
+            self._tokens = LLTokenizer(backend.to_str(), n_vocab=self._vocab_size, eos_token=ends)
+        return self._tokens
+
+    def _mark(self, text: str) -> str:
+        """The mark as a terminal: special tokens have no text that a grammar could match."""
+        token = self._tokenizer.get_vocab().get(text)
+        if token is not None and self._vocabulary().is_special_token(token):
+            return f"<[{token}]>"
+        return json.dumps(text)
+
+
+def _json(schema: dict[str, Any], param: str, what: str) -> str:
+    """On one line, with our spacing whatever the client says. Raises ``BadRequest`` for what is too large."""
+    if (depth := _depth(schema)) > MAX_SCHEMA_DEPTH:
+        raise BadRequest(f"{what} is {depth} levels deep; at most {MAX_SCHEMA_DEPTH} can be used.", param=param)
+    text = json.dumps({**schema, "x-guidance": _SPACING})
+    if len(text) > MAX_SCHEMA_BYTES:
+        raise BadRequest(f"{what} has {len(text)} bytes of JSON; at most {MAX_SCHEMA_BYTES} can be used.", param=param)
+    return text
+
+
+def _depth(schema: Any) -> int:
+    """Levels of nesting, found without recursion, which a hostile schema would exhaust."""
+    depth, level = 0, [schema]
+    while level:
+        children = [
+            child for item in level for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]  # fmt: skip
+        depth, level = depth + 1, children
+    return depth
