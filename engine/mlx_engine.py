@@ -181,7 +181,12 @@ class MlxEngine:
                 samplers=[self._samplers.sampler(prompt.sampling)],
                 logits_processors=[processors(prompt)],
             )
-            answer = AnswerParts(model.loaded.tokenizer.detokenizer, prompt.stop, prompt.layout)
+            detokenizer = model.loaded.tokenizer.detokenizer
+            if prompt.continues:
+                # It drops a space at the beginning of a text: here the text has begun with the prompt.
+                detokenizer.add_token(prompt.tokens[-1])
+                _ = detokenizer.last_segment
+            answer = AnswerParts(detokenizer, prompt.stop, prompt.layout)
             self._live[uid] = Live(request_id, prompt, cached, unread, budget.join(uid, prompt.wish), answer)
             self._fit_cache(budget)
         self._waiting.flow()

@@ -24,7 +24,8 @@ _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError,
 class Prompt:
     """A request ready for the batch; ``max_tokens`` fits in the context, ``open_ended`` if the client gave none.
 
-    ``constraint`` belongs to this one answer and has a state.
+    ``constraint`` belongs to this one answer and has a state. ``continues`` is true where the answer goes on with the
+    prompt's own text, so that a space at its beginning counts.
     """
 
     tokens: list[int]
@@ -36,6 +37,7 @@ class Prompt:
     constraint: Constraint | None = None
     logprobs: int | None = None
     count_only: bool = False
+    continues: bool = False
 
     @property
     def wish(self) -> Wish:
@@ -80,6 +82,7 @@ class PromptMaker:
             layout=self._layout(request, thinks=thinks),
             constraint=self._constraint(request, thinks=thinks),
             logprobs=request.logprobs,
+            continues=request.prompt is not None,
         )
 
     def _read(self, request: ChatRequest) -> tuple[list[int], bool]:

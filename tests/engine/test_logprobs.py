@@ -149,3 +149,11 @@ def test_a_prompt_longer_than_the_context_can_be_counted(engine):
 def test_a_chat_model_gives_no_embeddings(engine):
     with pytest.raises(BadRequest, match="no embeddings"):
         engine.prepare(EmbedRequest(["hello"]))
+
+
+def test_an_answer_to_a_raw_prompt_keeps_the_space_it_begins_with(folder, engine):
+    _, tokenizer = helpers.reference_model(str(folder))
+    forced = next(token for token in range(len(tokenizer)) if tokenizer.decode([token]).startswith(" "))
+    biased = Sampling(temperature=0, logit_bias={forced: 100.0})
+    run = Run(engine).submit("a", ChatRequest([], biased, 2, prompt="The fox")).finish()
+    assert run.texts["a"] == 2 * tokenizer.decode([forced])
