@@ -194,7 +194,7 @@ class ModelActor(pykka.ThreadingActor):
         """READY or BUSY by what runs; a draining model that has become idle stops."""
         if self._state in _SERVING:
             self._state = State.BUSY if self._requests.running else State.READY
-            if self._state == State.READY and self._idle_ttl_s == 0:
+            if self._state == State.READY and self._idle_ttl_s == 0 and not self._settings.pin:
                 self._leave("not kept alive", self._leave_error, 0.0)
         elif self._state == State.DRAINING and not self._requests.running:
             self._stop_worker()

@@ -487,7 +487,7 @@ def test_whatever_happens_memory_is_kept_and_every_request_ends(fakes: Any) -> N
     run_state_machine_as_test(
         lambda: Machine(fakes),
         settings=settings(
-            max_examples=int(os.environ.get("MACHINE_EXAMPLES", "60")),
+            max_examples=int(os.environ.get("MACHINE_EXAMPLES", "40")),
             stateful_step_count=40,
             deadline=None,
             print_blob=True,

@@ -121,7 +121,7 @@ def test_a_worker_that_runs_out_of_memory_has_its_untouched_requests_retried_onc
     assert isinstance(failed.error, InsufficientMemory)
     assert "MemoryError" in failed.error.message
     # Two lives were spent on it: the first try and the one retry.
-    assert system.model("a").state in (State.COLD, State.BACKOFF)
+    system.until_state("a", State.COLD, State.BACKOFF)
 
 
 def test_a_segfault_counts_as_lack_of_memory(server: Start) -> None:
@@ -151,7 +151,7 @@ def test_a_worker_that_dies_three_times_in_a_minute_is_given_up(server: Start) -
     system = server({"a": "fake:crash_in_load=true"})
     failed = system.chat("a").ending()
     assert isinstance(failed.error, WorkerDied)
-    assert system.model("a").state == State.FAILED
+    system.until_state("a", State.FAILED)
 
 
 def test_an_idle_model_is_unloaded_after_its_ttl_and_its_process_is_gone(server: Start) -> None:

@@ -13,7 +13,7 @@ from mlx_helpers import Run, open_engine, request
 from mlx_lm import stream_generate
 from mlx_lm.utils import dequantize_model, load_model, load_tokenizer
 
-MAX_TOKENS = 24
+MAX_TOKENS = 14
 PROMPTS = [
     "What is the capital of France?",
     "Name three colours.",
