@@ -11,16 +11,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import anthropic
 import httpx
+import ollama
 import openai
 import psutil
 import pytest
 import yaml
 
 from plimsoll import config
-from plimsoll.catalog import BUILTIN, default_cache_dir
+from plimsoll.catalog import BUILTIN, BUILTIN_EMBEDDING, default_cache_dir
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+EMBEDDER = BUILTIN_EMBEDDING.name
 OTHER = "fake:tokens_per_s=50,answer=la,length=100000,context=1000000"
 
 
@@ -65,6 +68,10 @@ def ask(front: Front, **options: object) -> str:
     return str(answer.choices[0].message.content)
 
 
+def dot(left: list[float], right: list[float]) -> float:
+    return sum(a * b for a, b in zip(left, right, strict=True))
+
+
 def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
@@ -103,6 +110,48 @@ def test_the_chat_command_answers_too(front: Front) -> None:
         [*command, "What is the capital of France?"], capture_output=True, text=True, timeout=120, check=True
     )
     assert "Paris" in done.stdout
+
+
+def test_the_same_request_through_the_three_apis_gives_the_same_answer(front: Front) -> None:
+    messages: list[dict[str, str]] = [
+        {"role": "system", "content": "Answer in one sentence."},
+        {"role": "user", "content": "Why is the sky blue?"},
+    ]
+    with anthropic.Anthropic(base_url=front.url, api_key="none", max_retries=0) as client:
+        asked = client.messages.create(
+            model=BUILTIN.name,
+            system=messages[0]["content"],
+            messages=messages[1:],  # type: ignore[arg-type] # plain dicts
+            max_tokens=24,
+            extra_body={"temperature": 0},  # this client has no name for it any more
+        )
+    with ollama.Client(host=front.url) as other:
+        told = other.chat(BUILTIN.name, messages=messages, options={"temperature": 0, "num_predict": 24})
+    assert ask(front, messages=messages) == asked.content[0].text == told.message.content  # type: ignore[union-attr] # it is text
+
+
+def test_texts_are_embedded_by_meaning(front: Front) -> None:
+    texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "Interest rates rose again."]
+    cat, kitten, rates = (one.embedding for one in front.client.embeddings.create(model=EMBEDDER, input=texts).data)
+    assert len(cat) == 384
+    assert dot(cat, cat) == pytest.approx(1, abs=1e-4)
+    assert dot(cat, kitten) > dot(cat, rates) + 0.3
+    with ollama.Client(host=front.url) as client:
+        assert client.embed(EMBEDDER, texts[0]).embeddings[0] == pytest.approx(cat, abs=1e-5)
+
+
+def test_an_answer_is_valid_for_its_schema(front: Front) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Rome"]}, "people": {"type": "integer"}},
+        "required": ["city", "people"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
+    answer = json.loads(ask(front, response_format=form, temperature=1, seed=3, max_tokens=60))
+    assert set(answer) == {"city", "people"}
+    assert answer["city"] in ("Paris", "Rome")
+    assert isinstance(answer["people"], int)
 
 
 def test_the_front_never_imports_mlx_and_stays_small(front: Front) -> None:
