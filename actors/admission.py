@@ -293,7 +293,7 @@ class Admission:
         return self._refused(out_of_memory(sample, what), request, sample)
 
     def _cleans_first(self, request: _LoadRequest, sample: Sample) -> bool:
-        """The seed's rule: before every load memory is checked, and cleaned up once if it is too full."""
+        """Before every load memory is checked, and cleaned up once if it is too full."""
         if sample.used_percent >= self._thresholds.critical and not request.cleaned_hard:
             request.cleaned_hard = True
             return self._clean_for(request, aggressive=True)

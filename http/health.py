@@ -97,7 +97,7 @@ def _sample(status: Status | None) -> tuple[Sample | None, list[str]]:
 
 
 def _memory(front: Front, sample: Sample | None) -> dict[str, float | None]:
-    # The seed's GB are 2**30 bytes.
+    # A GB here is 2**30 bytes, as machines are sold by.
     binding = sample.binding if sample else None
     return {
         "used_percent": round(binding.percent, 1) if binding else None,
