@@ -80,10 +80,11 @@ class Vectors(Message, frozen=True):
 
 
 class Finished(Message, frozen=True):
-    """An ending: ``reason`` is stop, length, tool_calls or cancelled."""
+    """An ending: ``reason`` is stop, length, tool_calls or cancelled; ``stop`` the client's stop string that it was."""
 
     reason: str
     usage: Usage
+    stop: str | None = None
 
 
 class Failed(Message, frozen=True):

@@ -57,9 +57,10 @@ class Requests:
             self._pass_on(request_id, Logprobs(chosen))
         for call in step.calls:
             self._pass_on(call.request_id, ToolCallDelta(call.index, call.name, call.arguments))
+        stops = dict(step.stops)
         for request_id, reason, usage in step.endings:
             if running := self._running.pop(request_id, None):
-                running.chat.reply.send(Finished(reason, usage))
+                running.chat.reply.send(Finished(reason, usage, stops.get(request_id)))
 
     def _text(self, request_id: str, text: str, tokens: int, *, reasoning: bool) -> None:
         if running := self._running.get(request_id):

@@ -42,6 +42,11 @@ class AnswerParts:
         """Whether the model called a tool."""
         return self._calls > 0
 
+    @property
+    def stop_found(self) -> str | None:
+        """The stop string that ended the answer, if one did."""
+        return self._text.stop_found
+
     def add(self, token: int) -> Parts:
         return self._route(self._text.add(token))
 

@@ -35,7 +35,9 @@ class AnswerText:
             edges[state] = edges.get(state, []) + stops
         self._initial = layout.initial
         self._machine = TextStateMachine(edges).make_state(layout.initial) if any(edges.values()) else None
+        self._stop = [text for text in stop if text]
         self.stopped = False
+        self.stop_found: str | None = None
 
     def add(self, token: int) -> list[Segment]:
         """The text that this token makes certain. Sets ``stopped`` when a stop string is complete."""
@@ -58,11 +60,15 @@ class AnswerText:
     def _visible(self, text: str) -> list[Segment]:
         if self._machine is None:
             return [Segment(self._initial, text)]
+        unread = self._machine[3] + text
         self._machine, parts = TextStateMachine.split(self._machine, text)
         segments = [Segment(str(state), shown, closed=True) for state, shown in parts[:-1]]
         state, shown = parts[-1]
         if state is None:
             self.stopped = True
+            # The machine does not say which: the first to be complete, the longest of those.
+            ends = [(unread.find(one) + len(one), -len(one), one) for one in self._stop if one in unread]
+            self.stop_found = min(ends)[2] if ends else None
         else:
             segments.append(Segment(state, shown))
         return segments

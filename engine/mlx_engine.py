@@ -218,6 +218,8 @@ class MlxEngine:
             self._refused.append(failure)
         elif reason is not None:
             called = reason == "stop" and live.answer.called
+            if live.answer.stop_found is not None:
+                draft.stops.append((live.id, live.answer.stop_found))
             draft.endings.append((live.id, "tool_calls" if called else reason, live.usage()))
 
     def _leave(self, uid: int) -> None:

@@ -224,7 +224,8 @@ class Step(_Frame, frozen=True):
     ``texts`` holds (request id, text, tokens so far); text may be empty while a character or a stop string is
     incomplete. ``endings`` holds (request id, finish reason ``stop`` | ``length`` | ``tool_calls`` | ``cancelled``,
     usage). ``reasoning`` is as ``texts``, for what the model thinks before it answers; ``calls`` are parts of tool
-    calls; ``logprobs`` holds (request id, chosen tokens) where they were asked for. For one request the order is
+    calls; ``logprobs`` holds (request id, chosen tokens) where they were asked for; ``stops`` holds (request id, stop
+    string) for endings by one of the client's own. For one request the order is
     reasoning, texts, logprobs, calls, ending.
     """
 
@@ -233,6 +234,7 @@ class Step(_Frame, frozen=True):
     reasoning: list[tuple[str, str, int]] = []
     calls: list[ToolCallPart] = []
     logprobs: list[tuple[str, list[TokenLogprob]]] = []
+    stops: list[tuple[str, str]] = []
 
 
 class Embedded(_Frame, frozen=True):

@@ -15,6 +15,7 @@ class StepDraft:
     reasoning: list[tuple[str, str, int]] = field(default_factory=list)
     calls: list[ToolCallPart] = field(default_factory=list)
     logprobs: list[tuple[str, list[TokenLogprob]]] = field(default_factory=list)
+    stops: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, request_id: str, parts: Parts, tokens: int) -> None:
         """``texts`` always has the count of tokens, whatever they were."""
@@ -24,4 +25,4 @@ class StepDraft:
         self.calls += [ToolCallPart(request_id, index, piece.name, piece.arguments) for index, piece in parts.calls]
 
     def step(self) -> Step:
-        return Step(self.texts, self.endings, self.reasoning, self.calls, self.logprobs)
+        return Step(self.texts, self.endings, self.reasoning, self.calls, self.logprobs, self.stops)

@@ -76,7 +76,7 @@ class Events:
     def _ending(self, finished: Finished) -> bytes:
         out = b"" if self._blocks else self._open_block("text", Delta("", 0))
         out += self._close()
-        delta = {"stop_reason": _reason(finished.reason), "stop_sequence": None}
+        delta = {"stop_reason": _reason(finished.reason, finished.stop), "stop_sequence": finished.stop}
         return out + _event("message_delta", {"delta": delta, "usage": _usage(finished.usage)}) + _event("message_stop")
 
 
@@ -88,7 +88,8 @@ def message(answer_id: str, model: str, whole: Whole) -> dict[str, Any]:
         content.append(_block(Delta("", 0)) | {"text": whole.text})
     for index, call in enumerate(whole.calls):
         content.append(_block(ToolCallDelta(index, call.name)) | {"input": arguments(call.arguments)})
-    ending = {"stop_reason": _reason(whole.reason), "stop_sequence": None, "usage": _usage(whole.usage)}
+    reason = _reason(whole.reason, whole.stop)
+    ending = {"stop_reason": reason, "stop_sequence": whole.stop, "usage": _usage(whole.usage)}
     return _head(answer_id, model) | {"content": content} | ending
 
 
@@ -100,8 +101,9 @@ def arguments(text: str) -> Any:
         return {"_raw": text}
 
 
-def _reason(reason: str) -> str:
-    # A stop sequence is an end_turn, too: the worker does not tell it from the model's own end.
+def _reason(reason: str, stop: str | None) -> str:
+    if reason == "stop" and stop is not None:
+        return "stop_sequence"
     return {"length": "max_tokens", "tool_calls": "tool_use"}.get(reason, "end_turn")
 
 

@@ -52,9 +52,10 @@ class GenerateBody(AnswerBody, kw_only=True):
 
 
 class EmbedBody(ModelBody, kw_only=True):
-    """``truncate`` is ignored: a text that is too long is refused."""
+    """A text that is too long is cut, unless ``truncate`` is false."""
 
     input: str | list[str] = []
+    truncate: bool | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
 
 
@@ -129,7 +130,8 @@ def generate_request(body: GenerateBody) -> ChatRequest:
 
 def embed_request(body: EmbedBody) -> EmbedRequest:
     """What the engine gets."""
-    return EmbedRequest([body.input] if isinstance(body.input, str) else body.input, dimensions=body.dimensions)
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    return EmbedRequest(texts, dimensions=body.dimensions, truncate=body.truncate is not False)
 
 
 def _answer(body: AnswerBody, **fields: Any) -> ChatRequest:

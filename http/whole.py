@@ -28,6 +28,7 @@ class Whole(msgspec.Struct):
     vectors: Vectors | None = None
     reason: str = "stop"
     usage: Usage = Usage()
+    stop: str | None = None
 
     def add(self, batch: list[Any]) -> None:
         """Take up the replies of a batch, ``Waiting`` aside."""
@@ -45,7 +46,7 @@ class Whole(msgspec.Struct):
             elif isinstance(item, Vectors):
                 self.vectors = item
             elif isinstance(item, Finished):
-                self.reason, self.usage = item.reason, item.usage
+                self.reason, self.usage, self.stop = item.reason, item.usage, item.stop
 
     def _add_call(self, part: ToolCallDelta) -> None:
         while len(self.calls) <= part.index:

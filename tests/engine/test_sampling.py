@@ -212,6 +212,24 @@ def test_any_stop_strings_in_any_chunks_do_what_a_plain_search_does():
         assert shown(chunks, stop) == expected, (text, stop, chunks)
 
 
+@pytest.mark.parametrize(
+    ("chunks", "stop", "found"),
+    [
+        (["Hel", "lo. ", "EN", "D", "x"], ["no", "END"], "END"),
+        (["xab"], ["b", "ab"], "ab"),
+        (["xabc", "d"], ["abcd", "bc"], "bc"),
+        (["x", "a", "b"], ["xyz", "b"], "b"),
+        (["so EN"], ["END"], None),
+    ],
+)
+def test_the_stop_string_that_ended_an_answer_is_known(chunks, stop, found):
+    text = AnswerText(Letters(), stop)
+    for chunk in chunks:
+        if not text.stopped:
+            text.add(chunk)
+    assert text.stop_found == found
+
+
 @pytest.fixture(scope="session")
 def bpe(tmp_path_factory):
     import importlib.util

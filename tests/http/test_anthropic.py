@@ -83,6 +83,19 @@ def test_each_ending_has_anthropics_name(claude: anthropic.Anthropic, system: An
         assert stream.get_final_message().stop_reason == theirs
 
 
+def test_the_stop_sequence_that_ended_an_answer_is_named(claude: anthropic.Anthropic, system: Any) -> None:
+    def script(chat: m.Chat) -> None:
+        chat.reply.send(m.Delta("a", 1))
+        chat.reply.send(m.Finished("stop", Usage(3, 2), "END"))
+
+    system.scripts[m.Chat] = script
+    whole = create(claude, stop_sequences=["END"])
+    with claude.messages.stream(model="tiny", max_tokens=1, messages=USER, stop_sequences=["END"]) as stream:
+        streamed = stream.get_final_message()
+    for answer in (whole, streamed):
+        assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", "END")
+
+
 def test_thinking_and_calls_are_blocks_of_their_own(claude: anthropic.Anthropic, system: Any) -> None:
     parts = [m.ToolCallDelta(0, "weather", '{"city"'), m.ToolCallDelta(0, "", ': "Rome"}'), m.ToolCallDelta(1, "now")]
     said = [m.Delta("hm", 1, reasoning=True), m.Delta("Look:", 2), *parts]

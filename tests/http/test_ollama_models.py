@@ -183,7 +183,7 @@ def test_texts_become_vectors(llama: ollama.Client, system: Any) -> None:
     answer = llama.embed("bert", ["a", "b"], dimensions=2, truncate=True)
     assert answer.embeddings == [[0.0, 0.5], [1.0, 0.5]]
     assert answer.prompt_eval_count == 7
-    assert system.hears(m.Chat).request == EmbedRequest(["a", "b"], dimensions=2)
+    assert system.hears(m.Chat).request == EmbedRequest(["a", "b"], dimensions=2, truncate=True)
     assert llama.embed("bert", "a", keep_alive=60).embeddings == [[0.0, 0.5]]
     assert system.hears(m.KeepAlive) == m.KeepAlive("bert", 60.0)
 
