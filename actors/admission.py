@@ -82,24 +82,22 @@ class Admission:
 
     # ---- what happens
 
-    def on_sample(self, sample: Sample | None, level: Level, seconds_to_critical: float | None) -> list[Reclaimed]:
-        """A new sample, or None for one that failed; the departures that it ends."""
+    def on_sample(self, sample: Sample | None, level: Level, seconds_to_critical: float | None) -> None:
+        """A new sample, or None for one that failed."""
         self.level = level
         if sample is None:
             self._missed += 1
             self.step()
-            return []
+            return
         # Without its own figures a limit that was asked for is not kept: as bad for admission as no sample at all.
         self._missed = self._missed + 1 if "limit" in sample.failed else 0
         self.sample, self.sampled_at = sample, self._clock()
         self._note_forecast(seconds_to_critical)
-        outcomes = self.departures.settle(sample, self.sampled_at)
-        for outcome in outcomes:
+        for outcome in self.departures.settle(sample, self.sampled_at):
             self._note_gone(outcome)
         if level == Level.WARNING and self.sampled_at - self._cleaned_at > _CLEAN_AGAIN_S:
             self._clean_if_any("high memory use")
         self.step()
-        return outcomes
 
     def on_level(self, level: Level, sample: Sample) -> None:
         """The level has changed."""

@@ -233,6 +233,11 @@ class State(enum.StrEnum):
     FAILED = "failed"
 
 
+SERVING = frozenset({State.READY, State.BUSY})
+LOADED = SERVING | {State.DRAINING}
+LEAVING = frozenset({State.DRAINING, State.STOPPING, State.STOPPED})
+
+
 class ModelStatus(Message, frozen=True):
     """One model as its actor sees it. Times are seconds on the monotonic clock."""
 
@@ -248,7 +253,6 @@ class ModelStatus(Message, frozen=True):
     done_bytes: int = 0
     total_bytes: int = 0
     mlx_bytes: int = 0
-    served: int = 0
     info: ModelInfo | None = None
     error: str = ""
 

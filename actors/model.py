@@ -15,7 +15,7 @@ import pykka
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.exits import LOAD_COOL_DOWN_S, Failures, describe, explain
-from plimsoll.actors.messages import State
+from plimsoll.actors.messages import LEAVING, SERVING, State
 from plimsoll.actors.requests import Requests
 from plimsoll.actors.timers import Timer
 from plimsoll.actors.worker_life import Effects, Escalate, WorkerLife
@@ -35,10 +35,8 @@ from plimsoll.journal import events
 from plimsoll.memory.plan import Need
 from plimsoll.memory.report import out_of_memory
 
-_LEAVING = frozenset({State.DRAINING, State.STOPPING, State.STOPPED})
 # When a busy model is looked at again whose idle TTL has passed meanwhile.
 _BUSY_RECHECK_S = 1.0
-_SERVING = frozenset({State.READY, State.BUSY})
 
 
 class ModelSettings(msgspec.Struct, frozen=True):
@@ -94,7 +92,6 @@ class ModelActor(pykka.ThreadingActor):
         self._progress = m.Waiting("queue")
         self._info: p.ModelInfo | None = None
         self._last_used = effects.timers.now()
-        self._served = 0
         self._mlx_bytes = 0
         self._fetched = False
         self._failures = Failures()
@@ -163,7 +160,7 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_chat(self, chat: m.Chat) -> None:
         now = self._timers.now()
-        if self._state in _LEAVING:
+        if self._state in LEAVING:
             if not m.tell(self._supervisor, m.Handback(chat)):
                 chat.reply.send(m.Failed(self._leave_error))
         elif self._state == State.FAILED and (refusal := self._failures.refusal(now)):
@@ -175,7 +172,7 @@ class ModelActor(pykka.ThreadingActor):
         else:
             self._last_used = now
             self._requests.add(chat)
-            if self._state in _SERVING:
+            if self._state in SERVING:
                 self._start_requests()
             else:
                 self._request_load()
@@ -192,7 +189,7 @@ class ModelActor(pykka.ThreadingActor):
 
     def _settle(self) -> None:
         """READY or BUSY by what runs; a draining model that has become idle stops."""
-        if self._state in _SERVING:
+        if self._state in SERVING:
             self._state = State.BUSY if self._requests.running else State.READY
             if self._state == State.READY and self._idle_ttl_s == 0 and not self._settings.pin:
                 self._leave("not kept alive", self._leave_error, 0.0)
@@ -260,7 +257,6 @@ class ModelActor(pykka.ThreadingActor):
         self._requests.deliver(step)
         if step.endings:
             self._last_used = self._timers.now()
-            self._served += len(step.endings)
             self._settle()
 
     def _on_prefill(self, event: p.PrefillProgress) -> None:
@@ -276,7 +272,6 @@ class ModelActor(pykka.ThreadingActor):
     def _on_embedded(self, event: p.Embedded) -> None:
         self._requests.embedded(event)
         self._last_used = self._timers.now()
-        self._served += 1
         self._settle()
 
     def _on_trimmed(self, event: p.Trimmed) -> None:
@@ -307,7 +302,7 @@ class ModelActor(pykka.ThreadingActor):
         if not self._worker.is_current(message.generation):
             return
         self._worker.ended()
-        if self._state in _LEAVING:
+        if self._state in LEAVING:
             self._requests.fail_all(self._leave_error)
             self._stopped()
             return
@@ -404,7 +399,7 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_keep_alive(self, message: m.KeepAlive) -> None:
         self._idle_ttl_s = message.seconds
-        if self._state in _SERVING:
+        if self._state in SERVING:
             left_s = None if message.seconds is None else self._last_used + message.seconds - self._timers.now()
             self._arm_idle_check(None if left_s is None else max(0.0, left_s))
 
@@ -416,7 +411,7 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_idle_check(self, _: IdleCheck) -> None:
         ttl_s = self._idle_ttl_s
-        if ttl_s is None or self._state not in _SERVING:
+        if ttl_s is None or self._state not in SERVING:
             return
         left_s = ttl_s - (self._timers.now() - self._last_used)
         if self._state == State.READY and left_s <= 0:
@@ -442,7 +437,6 @@ class ModelActor(pykka.ThreadingActor):
             done_bytes=self._progress.done if loading else 0,
             total_bytes=self._progress.total if loading else 0,
             mlx_bytes=self._mlx_bytes,
-            served=self._served,
             info=self._info,
             error=self._failures.last.message if self._failures.last else "",
         )

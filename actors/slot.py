@@ -3,11 +3,8 @@
 from collections import deque
 
 from plimsoll.actors import messages as m
-from plimsoll.actors.messages import State
+from plimsoll.actors.messages import LEAVING, LOADED, State
 from plimsoll.memory.plan import Need, Seat
-
-LEAVING = frozenset({State.DRAINING, State.STOPPING, State.STOPPED})
-LOADED = frozenset({State.READY, State.BUSY, State.DRAINING})
 
 
 class Slot:

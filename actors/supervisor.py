@@ -12,8 +12,8 @@ import pykka
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.admission import Admission
-from plimsoll.actors.messages import State
-from plimsoll.actors.slot import LOADED, Slot
+from plimsoll.actors.messages import LOADED, SERVING, State
+from plimsoll.actors.slot import Slot
 from plimsoll.catalog import Catalog
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import InternalError, LoadFailed, PlimsollError, QueueFull, ShuttingDown, Unavailable
@@ -162,7 +162,7 @@ class Supervisor(pykka.ThreadingActor):
         except PlimsollError as error:
             message.reply.send(m.Failed(error))
             return
-        if slot.status.state in (State.READY, State.BUSY):
+        if slot.status.state in SERVING:
             message.reply.send(slot.status)
             return
         slot.loads.append(message.reply)
@@ -218,7 +218,7 @@ class Supervisor(pykka.ThreadingActor):
 
     def _answer_loads(self, slot: Slot, status: m.ModelStatus) -> None:
         answer: m.Message | None = None
-        if status.state in (State.READY, State.BUSY):
+        if status.state in SERVING:
             answer = status
         elif status.error and status.state in (State.COLD, State.FAILED):
             answer = m.Failed(LoadFailed(status.error, retry_after_s=5.0))

@@ -28,13 +28,6 @@ class Actors(Protocol):
         """The ways to load a model of the catalog; reads its files' headers."""
 
 
-class CatalogEntry(Protocol):
-    """A model that may be served."""
-
-    @property
-    def name(self) -> str: ...
-
-
 class ModelCatalog(Protocol):
     """``plimsoll.catalog.Catalog`` as the front end sees it."""
 
