@@ -1,0 +1,83 @@
+"""OpenAI's endpoints, for the OpenAPI document."""
+
+from typing import Any
+
+from plimsoll.http import openai_completions, openai_embeddings, openai_request, openai_responses
+from plimsoll.http.openapi_openai_answers import (
+    ChatChunk,
+    ChatCompletion,
+    Embeddings,
+    Error,
+    Model,
+    Models,
+    TextCompletion,
+)
+from plimsoll.http.openapi_responses import Response, ResponseEvent
+from plimsoll.http.openapi_shape import Content, Operation, Parameter, json_of
+
+SSE = "text/event-stream"
+_FAILS = (429, 507)
+_HI = [{"role": "user", "content": "What is the capital of France?"}]
+MODEL = Parameter("model", "A model's name; it may hold slashes.")
+
+
+def _answers(path: str, about: str, body: type, forms: tuple[type, type], example: dict[str, Any]) -> Operation:
+    whole, event = forms
+    return Operation(
+        path=path,
+        about=f"{about}; with `stream` as server-sent events",
+        tag="OpenAI",
+        error=Error,
+        methods=("post",),
+        body=body,
+        example={"model": "smollm2-135m"} | example,
+        answers={200: (*json_of(whole), Content(SSE, (event, Error)))},
+        errors=_FAILS,
+    )
+
+
+OPERATIONS = (
+    _answers(
+        "/v1/chat/completions",
+        "Answer a conversation",
+        openai_request.Body,
+        (ChatCompletion, ChatChunk),
+        {"messages": _HI},
+    ),
+    _answers(
+        "/v1/completions",
+        "Go on with a prompt, without the model's template",
+        openai_completions.Body,
+        (TextCompletion, TextCompletion),
+        {"prompt": "The capital of France is"},
+    ),
+    _answers(
+        "/v1/responses",
+        "Answer items with items; nothing is stored",
+        openai_responses.Body,
+        (Response, ResponseEvent),
+        {"input": "What is the capital of France?"},
+    ),
+    Operation(
+        path="/v1/embeddings",
+        about="Turn texts into vectors",
+        tag="OpenAI",
+        error=Error,
+        methods=("post",),
+        body=openai_embeddings.Body,
+        example={"model": "all-minilm-l6-v2", "input": "a ship"},
+        answers={200: json_of(Embeddings)},
+        errors=_FAILS,
+    ),
+    Operation(
+        path="/v1/models", about="Which models may be named", tag="OpenAI", error=Error, answers={200: json_of(Models)}
+    ),
+    Operation(
+        path="/v1/models/{model}",
+        about="One of them",
+        tag="OpenAI",
+        error=Error,
+        parameters=(MODEL,),
+        answers={200: json_of(Model)},
+    ),
+)

@@ -1,0 +1,168 @@
+"""What the server's own endpoints answer (health, administration, this document), for the OpenAPI document."""
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from plimsoll.actors.messages import CleanupReport, State
+from plimsoll.engine.protocol import ModelInfo
+from plimsoll.http import admin
+from plimsoll.http.openapi_openai import MODEL
+from plimsoll.http.openapi_openai_answers import Error
+from plimsoll.http.openapi_shape import Content, Operation, Parameter, Told, json_of
+
+
+class MemoryTold(Told):
+    """A GB is 2**30 bytes."""
+
+    used_percent: float | None
+    available_gb: float | None
+    total_gb: float | None
+    warning_threshold: float
+    critical_threshold: float
+
+
+class LoadedModel(Told):
+    name: str
+    state: State
+    active: int
+    queued: int
+    footprint_gb: float
+    device: str | None
+    blas: str | None
+
+
+_Level = Literal["normal", "warning", "critical", "emergency"]
+
+
+class Health(Told):
+    status: Literal["healthy", "warning", "degraded", "critical"]
+    memory: MemoryTold
+    binding_source: str | None
+    sources: dict[str, float]
+    level: _Level | None
+    admission: Literal["open", "closed"] | None
+    sampler_lag_ms: float | None
+    stopping: bool
+    models: list[LoadedModel]
+    problems: list[str]
+    version: str
+    uptime_s: float
+
+
+class Live(Told):
+    status: Literal["alive"]
+
+
+class Readiness(Told):
+    status: Literal["ready", "not ready"]
+    reasons: list[str]
+
+
+class ModelTold(Told):
+    """One model; times in seconds."""
+
+    name: str
+    state: State
+    active: int
+    queued: int
+    pinned: bool
+    pid: int | None
+    idle_s: float | None
+    idle_ttl_s: float | None
+    unload_in_s: float | None
+    stage: str | None
+    done_bytes: int
+    total_bytes: int
+    info: ModelInfo | None
+    error: str | None
+
+
+class ModelsTold(Told):
+    models: list[ModelTold]
+
+
+class PlanTold(Told):
+    """What loading would do; ``longest_context`` in tokens."""
+
+    model: str
+    verdict: Literal["load", "evict", "wait", "refuse", "never"]
+    evict: list[str]
+    blockers: list[str]
+    required_gb: float
+    available_gb: float
+    evictable_gb: float
+    percent_after: float
+    longest_context: int | None
+    dequantize: bool
+
+
+class Document(Struct):
+    """An OpenAPI document."""
+
+    openapi: str
+    info: dict[str, Any]
+    paths: dict[str, Any]
+    components: dict[str, Any]
+
+
+def _get(path: str, about: str, answer: type, *, public: bool = False, **more: Any) -> Operation:
+    answers = {200: json_of(answer)} | more.pop("answers", {})
+    return Operation(path=path, about=about, tag="Server", error=Error, answers=answers, public=public, **more)
+
+
+def _act(verb: str, about: str, body: type | None = None) -> Operation:
+    return Operation(
+        path=f"/admin/models/{{model}}/{verb}",
+        about=about,
+        tag="Server",
+        error=Error,
+        methods=("post",),
+        body=body,
+        body_needed=False,
+        parameters=(MODEL,),
+        answers={200: json_of(ModelTold)},
+        errors=(429, 507),
+    )
+
+
+OPERATIONS = (
+    _get(
+        "/health",
+        "The memory and the state of the server; 503 at critical, which also starts a clean-up",
+        Health,
+        public=True,
+        answers={503: json_of(Health)},
+    ),
+    _get("/health/live", "Whether the process answers", Live, public=True),
+    _get("/health/ready", "Whether it takes requests", Readiness, public=True, answers={503: json_of(Readiness)}),
+    _get("/openapi.json", "This document", Document, public=True),
+    _get("/admin/models", "Which models there are and how they are", ModelsTold),
+    _act("load", "Load a model; answers when it is loaded"),
+    _act("unload", "Unload a model; answers when its memory is back", admin.UnloadBody),
+    _get(
+        "/admin/plan",
+        "What loading a model would do now",
+        PlanTold,
+        methods=("get",),
+        parameters=(Parameter("model", "A model's name.", required=True),),
+    ),
+    Operation(
+        path="/admin/cleanup",
+        about="Unload idle models, all with `aggressive`; answers when their memory is back",
+        tag="Server",
+        error=Error,
+        methods=("post",),
+        body=admin.CleanupBody,
+        body_needed=False,
+        answers={200: json_of(CleanupReport)},
+    ),
+    Operation(
+        path="/",
+        about="What Ollama's clients look for",
+        tag="Server",
+        error=Error,
+        answers={200: (Content("text/plain"),)},
+        public=True,
+    ),
+)
