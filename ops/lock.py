@@ -1,8 +1,9 @@
-"""Write requirements.txt (to run) and requirements-dev.txt (to work on it) anew: ``make lock``, ``make lock ARGS=--upgrade``.
+"""Write requirements.txt (to run) and requirements-dev.txt (to work on it) anew: ``make lock``.
 
-One file for all platforms and Pythons that Plimsoll runs on: every version with the SHA-256 of each of its files, so
+Each is for all platforms and Pythons that Plimsoll runs on: every version with the SHA-256 of each of its files, so
 that ``pip install --require-hashes`` takes nothing else. uv resolves it, in an environment that is thrown away, from
-the index that pip is configured with. Without ``--upgrade`` versions stay as they are where they still fit.
+the index that pip is configured with. Versions stay as they are where they still fit: ``make lock ARGS=--upgrade``
+takes the newest.
 """
 
 import os
