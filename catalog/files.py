@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from plimsoll.catalog.strange import read_json
 from plimsoll.engine.protocol import ModelSource
 
 _CONVERTER = 1  # counts up when a conversion's result changes, so that old ones are not used
@@ -43,7 +44,7 @@ def problem(folder: Path) -> str | None:
         return "has no config.json, so it is not an MLX model"
     try:
         files = _weight_files(folder)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError) as error:
         return f"has a model.safetensors.index.json that can't be read ({error})"
     if not files:
         return "has no model*.safetensors (fetch or convert the model in MLX format)"
@@ -54,7 +55,7 @@ def problem(folder: Path) -> str | None:
 
 
 def weights_bytes(folder: Path) -> int:
-    """The sum of the weight files' sizes. Raises ``OSError`` for one that is missing."""
+    """The sum of the weight files' sizes. Raises ``OSError`` for a missing one, ``ValueError`` for a bad index."""
     return sum(file.stat().st_size for file in _weight_files(folder))
 
 
@@ -62,7 +63,7 @@ def _weight_files(folder: Path) -> list[Path]:
     """The files that the index names, or else every ``model*.safetensors``."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values())
+        names = set(read_json(index, _Index).weight_map.values())
         return [folder / Path(name).name for name in sorted(names)]
     return sorted(folder.glob("model*.safetensors"))
 

@@ -100,7 +100,7 @@ def size_bytes(source: ModelSource, cache_dir: Path) -> int | None:
             return Path(source.location).stat().st_size
         folder = local_folder(source, cache_dir)
         return weights_bytes(folder) if folder and problem(folder) is None else None
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
@@ -149,10 +149,25 @@ def _scan(folder: Path) -> Iterator[ModelSource]:
     except OSError:
         return
     for path in paths:
-        # realpath and not resolve(), which raises for links in a circle.
-        if path.name.startswith(".") or not Path(os.path.realpath(path)).is_relative_to(root):
+        if path.name.startswith(".") or not _inside(path, root):
             continue
         if (path / "config.json").is_file():
+            if not all(_inside(file, root) for file in _links(path)):
+                continue
             yield ModelSource(path.name, "folder", str(path))
         elif path.suffix == ".gguf" and path.is_file():
             yield ModelSource(path.stem, "gguf", str(path))
+
+
+def _inside(path: Path, root: Path) -> bool:
+    # realpath and not resolve(), which raises for links in a circle.
+    return Path(os.path.realpath(path)).is_relative_to(root)
+
+
+def _links(folder: Path) -> list[Path]:
+    """The links among the files of a model."""
+    try:
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_symlink()]
+    except OSError:
+        return []

@@ -8,7 +8,8 @@ import msgspec
 
 from plimsoll.catalog import CatalogModel
 from plimsoll.catalog.files import local_folder, problem
-from plimsoll.catalog.weigh import weigh_source
+from plimsoll.catalog.strange import read_bytes, read_object
+from plimsoll.catalog.weigh import text_part, weigh_source
 from plimsoll.engine.protocol import ModelSource
 
 _COUNTS = {
@@ -61,7 +62,7 @@ class Facts(msgspec.Struct, frozen=True):
 
     def model_info(self) -> dict[str, Any]:
         """The figures under GGUF's names."""
-        text = {**self.config, **(self.config.get("text_config") or {})}
+        text = text_part(self.config)
         info: dict[str, Any] = {"general.architecture": self.family, "general.parameter_count": self.parameters}
         if self.context:
             info[f"{self.family}.context_length"] = self.context
@@ -79,16 +80,17 @@ def facts(model: CatalogModel, cache_dir: Path) -> Facts:
     if folder is None:
         return _without_files(model, form)
     try:
-        config = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
+        config = read_object(folder / "config.json")
+        encoded = msgspec.json.encode(config, order="sorted")
         weight = weigh_source(source, cache_dir)
         sizes = {file.name: file.stat().st_size for file in sorted(folder.glob("model*.safetensors"))}
         modified_s = (folder / "config.json").stat().st_mtime
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return _without_files(model, form)
     return Facts(
         source.name,
         form,
-        _digest(msgspec.json.encode(config, order="sorted"), *(f"{name}:{size}" for name, size in sizes.items())),
+        _digest(encoded, *(f"{name}:{size}" for name, size in sizes.items())),
         sum(sizes.values()),
         modified_s,
         weight.dense_bytes // 4 if weight else 0,
@@ -131,11 +133,11 @@ def _digest(*parts: str | bytes) -> str:
 def _template(folder: Path) -> str:
     """The chat template, from where Hugging Face's tokenizers keep it."""
     try:
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_bytes(folder / "chat_template.jinja").decode()
     except (OSError, ValueError):
         pass
     try:
-        config = msgspec.json.decode((folder / "tokenizer_config.json").read_bytes(), type=dict[str, Any])
+        config = read_object(folder / "tokenizer_config.json")
     except (OSError, ValueError):
         return ""
     template = config.get("chat_template")
