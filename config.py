@@ -6,6 +6,7 @@ Every error is a ``ConfigError`` that names the key's path, the value and what i
 import itertools
 import os
 import re
+import reprlib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,9 @@ from plimsoll.errors import ConfigError
 from plimsoll.units import Bytes, Seconds, quantity
 
 _LEAST_BYTES = 64 * 1024 * 1024
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
 
 Percent = Annotated[float, msgspec.Meta(gt=0, le=100)]
 ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", max_length=200)]
@@ -163,6 +167,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply") from None
+    except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
+        # What PyYAML lets through for values that are none of their kind, such as the date 2026-13-99.
+        raise ConfigError(f"{path}: has a value that YAML can't read: {error}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -184,10 +193,10 @@ def _explain(error: msgspec.ValidationError, data: Any) -> str:
     _, is_key, where = where.rpartition("`key` in ")
     path = where.strip("`").removeprefix("$").lstrip(".")
     if is_key:
-        bad = [name for name in _at(path.split("."), data) if not _is_name(name)]
-        return (
-            f"{path}: {bad[0]!r} is not allowed as a name, expected {text.removeprefix('Expected ').replace('`', '')}"
-        )
+        names = _at(path.split("."), data) if path else data
+        bad = next(name for name in names if not (_is_name(name) if path else isinstance(name, str)))
+        expected = text.removeprefix("Expected ").replace("`", "")
+        return f"{path or 'the file'}: {_shown(bad)} is not allowed as a name, expected {expected}"
     if unknown := re.search(r"unknown field `(.+)`", text):
         return f"{_join(path, unknown[1])}: unknown key; see config.yaml for the keys there are"
     if missing := re.search(r"missing required field `(.+)`", text):
@@ -197,7 +206,15 @@ def _explain(error: msgspec.ValidationError, data: Any) -> str:
     else:
         value = _at(path.split("."), data) if path else data
     allowed = text.removeprefix("Expected ").replace("`", "")
-    return f"{path or 'the file'}: {value!r} is not allowed, expected {allowed}"
+    return f"{path or 'the file'}: {_shown(value)} is not allowed, expected {allowed}"
+
+
+def _shown(value: Any) -> str:
+    """``repr``, but short: YAML's references make a small file a value of any size."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _is_name(value: Any) -> bool:

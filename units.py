@@ -20,6 +20,10 @@ class Seconds(float):
     """A time in seconds; in YAML a number or text like ``250ms``, ``30s``, ``5m``, ``2h``."""
 
 
+# Larger ones are slips of the pen, and some timers and counters can't take them.
+_MOST = {Bytes: float(1 << 60), Seconds: 3660 * 86400.0}
+
+
 def quantity(kind: type, value: Any) -> Any:
     """Msgspec's hook for ``Bytes`` and ``Seconds``."""
     units, example = (_SIZE_UNITS, "16GiB or 512MB") if kind is Bytes else (_TIME_UNITS, "30s or 5m")
@@ -27,4 +31,7 @@ def quantity(kind: type, value: Any) -> Any:
     if match is None or isinstance(value, bool) or match[2] not in units:
         what = "a size" if kind is Bytes else "a time"
         raise ValueError(f"Expected {what} like {example}")
-    return kind(float(match[1]) * units[match[2]])
+    amount = float(match[1]) * units[match[2]]
+    if amount > _MOST[kind]:
+        raise ValueError(f"Expected {'a size up to 1 EiB' if kind is Bytes else 'a time up to 10 years'}")
+    return kind(amount)

@@ -159,3 +159,38 @@ JSON = st.recursive(
 def test_any_data_is_a_configuration_or_a_config_error(user: dict[str, Any]) -> None:
     with contextlib.suppress(ConfigError):
         config.parse(user)
+
+
+# ---- what YAML itself makes of odd values
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("server: {port: 2026-13-99}", "has a value that YAML can't read: month must be in 1..12"),
+        ("server: {port: !!int abc}", "has a value that YAML can't read"),
+        ("server: {port: !!bool abc}", "has a value that YAML can't read"),
+        ("server: {port: !!timestamp abc}", "has a value that YAML can't read"),
+        ("server: {port: 1" + "0" * 5000 + "}", "has a value that YAML can't read"),
+        ("server: {port: 0x" + "f" * 9000 + "}", "server.port: a number of thousands of digits is not allowed"),
+        ("server: {max_body: " + "9" * 400 + "GiB}", "is not allowed, expected a size up to 1 EiB"),
+        ("server: {keepalive: " + "9" * 400 + "h}", "is not allowed, expected a time up to 10 years"),
+        ("[" * 2000, "is nested too deeply"),
+        ("1: 2", "the file: 1 is not allowed as a name, expected str"),
+        ("null: 2", "the file: None is not allowed as a name, expected str"),
+        ("server: &a {host: *a}", "server.host: .* is not allowed, expected str"),
+    ],
+)
+def test_a_value_that_is_none_of_its_kind_is_a_config_error(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        config.load(tmp_path / "c.yaml")
+
+
+def test_references_that_multiply_do_not_fill_the_memory_with_their_error(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12)]
+    (tmp_path / "c.yaml").write_text("\n".join([*lines, "server: {port: *a11}"]))
+    with pytest.raises(ConfigError) as caught:
+        config.load(tmp_path / "c.yaml")
+    assert len(str(caught.value)) < 2000
