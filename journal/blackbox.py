@@ -67,8 +67,9 @@ class BlackBox:
             (SAMPLE, (self._now(), most.percent, int(level), most.source, most.used, most.total, footprints)),
         )
 
-    def event(self, event: Event) -> None:
-        self._put(self._rows, (EVENT, (self._now(), event)))
+    def event(self, event: Event, *, at: float | None = None, number: int | None = None) -> None:
+        """``at`` is now, and ``number`` one above the last row's, where they are not given."""
+        self._put(self._rows, (EVENT, (number, self._now() if at is None else at, event)))
 
     def peak(self, key: str, footprint_bytes: int) -> None:
         """A footprint that was measured; the largest of the last 7 days is kept under ``key``."""

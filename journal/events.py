@@ -46,6 +46,14 @@ class Event(msgspec.Struct, frozen=True, tag_field="kind", tag=_kind):
         return self._severity
 
 
+class Entry(msgspec.Struct, frozen=True):
+    """One recorded event: ``id`` rises with every event, over restarts too; ``at`` in seconds since the epoch."""
+
+    id: int
+    at: float
+    event: Event
+
+
 # ---- the level
 
 
@@ -95,9 +103,12 @@ class ExternalPressure(Event, frozen=True):
 
 
 class ReadersFailed(Event, frozen=True):
+    """``names`` gave no figures, so use may be higher than shown; without names it is all of them, for ``reason``."""
+
     _severity = logging.ERROR
 
     names: tuple[str, ...]
+    reason: str = ""
 
 
 class ReadersRecovered(Event, frozen=True):

@@ -76,5 +76,6 @@ _VARIANTS: dict[type[e.Event], Callable[[Any], str]] = {
     e.LevelChanged: _level_variant,
     e.CleanupStarted: lambda event: "aggressive" if event.aggressive else "normal",
     e.CleanupDone: lambda event: "some" if event.unloaded else "none",
+    e.ReadersFailed: lambda event: "some" if event.names else "all",
     e.LastRun: lambda event: "clean" if event.clean else "killed",
 }

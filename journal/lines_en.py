@@ -15,7 +15,8 @@ ENGLISH = {
         "⚠️ memory is at {e.percent:percent} because of other processes: ours hold {e.ours_bytes:size},"
         " the largest others are {e.others:processes}"
     ),
-    "readers_failed": "memory can't be read in full: {e.names:names} failed; sampling goes on",
+    "readers_failed.all": "memory can't be read: {e.reason}; no model is loaded until it can",
+    "readers_failed.some": "memory can't be read in full: {e.names:names} failed; sampling goes on",
     "readers_recovered": "memory is read in full again",
     "load_started": (
         "loading {e.model}: it needs {e.required_bytes:size} of memory, {e.reserved_bytes:size} are reserved for loads"

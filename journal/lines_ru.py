@@ -25,7 +25,8 @@ RUSSIAN = {
         "⚠️ Другие процессы занимают память, использовано {e.percent:percent}: у наших {e.ours_bytes:size},"
         " самые большие из других: {e.others:processes}"
     ),
-    "readers_failed": "Не вся память читается: отказали {e.names:names}; измерения продолжаются",
+    "readers_failed.all": "Не удаётся прочитать память: {e.reason}; до тех пор модели не загружаются",
+    "readers_failed.some": "Не вся память читается: отказали {e.names:names}; измерения продолжаются",
     "readers_recovered": "Вся память снова читается",
     "load_started": (
         "Загрузка модели {e.model} в память: нужно {e.required_bytes:size},"

@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import psutil
 
 from plimsoll.errors import Unavailable
 from plimsoll.journal import store
-from plimsoll.journal.events import Event, LastRun, from_json
+from plimsoll.journal.events import Entry, LastRun, from_json
 
 # For the rounding of a process's start in two readings of it.
 _SAME_START_S = 1.0
@@ -33,31 +34,52 @@ class SampleRow(msgspec.Struct, frozen=True):
     footprints: int
 
 
-def events(path: Path, since_s: float, kind: str | None = None) -> list[tuple[float, Event]]:
-    """The events of the last ``since_s`` seconds, oldest first, with their times since the epoch.
+def events(
+    path: Path, since_s: float, kind: str | None = None, *, until_s: float = 0.0, newest: int | None = None
+) -> list[Entry]:
+    """The events from ``since_s`` to ``until_s`` seconds before now, oldest first; at most the ``newest`` of them.
 
     Raises ``Unavailable`` for a file that can't be read; none at all is no event.
     """
+    now = time.time()
     rows = _select(
         path,
-        "SELECT at, json FROM events WHERE at >= ? AND kind = coalesce(?, kind) ORDER BY at, rowid",
-        (time.time() - since_s, kind),
+        "SELECT rowid, at, json FROM events WHERE at BETWEEN ? AND ? AND kind = coalesce(?, kind)"
+        " ORDER BY at DESC, rowid DESC LIMIT ?",
+        # A clock that was set back must not hide what was recorded before.
+        (now - since_s, now - until_s if until_s else sys.float_info.max, kind, -1 if newest is None else newest),
     )
-    return [(at, event) for at, text in rows if (event := from_json(text))]
+    return _entries(rows)
 
 
-def samples(path: Path, since_s: float, limit: int = 1000) -> list[SampleRow]:
-    """The samples of the last ``since_s`` seconds, oldest first: of more than ``limit``, the fullest of each stretch.
+def events_after(path: Path, number: int, newest: int) -> list[Entry]:
+    """The events with ids above ``number``, oldest first, at most the ``newest`` of them. Raises as ``events``."""
+    return _entries(
+        _select(
+            path,
+            "SELECT rowid, at, json FROM events WHERE rowid > ? ORDER BY rowid DESC LIMIT ?",
+            (number, newest),
+        )
+    )
 
-    Raises ``Unavailable`` for a file that can't be read; none at all is no sample.
+
+def samples(path: Path, since_s: float, limit: int = 1000, *, until_s: float = 0.0) -> list[SampleRow]:
+    """The samples from ``since_s`` to ``until_s`` seconds before now, oldest first.
+
+    Of more than ``limit``, the fullest of each stretch. Raises ``Unavailable`` for a file that can't be read; none
+    at all is no sample.
     """
-    since = time.time() - since_s
+    now = time.time()
     rows = _select(
         path,
         # SQLite takes the bare columns from the row that has the max().
-        "SELECT at, max(percent), level, source, used, total, footprints FROM samples WHERE at >= ?1"
+        "SELECT at, max(percent), level, source, used, total, footprints FROM samples WHERE at BETWEEN ?1 AND ?3"
         " GROUP BY CAST((at - ?1) / ?2 AS INTEGER) ORDER BY at",
-        (since, max(since_s / limit, 1e-3)),
+        (
+            now - since_s,
+            max((since_s - until_s) / limit, 1e-3),
+            now - until_s if until_s else sys.float_info.max,
+        ),
     )
     return [SampleRow(*row) for row in rows]
 
@@ -79,6 +101,10 @@ def last_run(path: Path) -> LastRun | None:
             if not _lives(pid, pid_started):
                 return LastRun(clean=False, how="", at=seen, percent=percent)
     return None
+
+
+def _entries(newest_first: list[Any]) -> list[Entry]:
+    return [Entry(number, at, event) for number, at, text in reversed(newest_first) if (event := from_json(text))]
 
 
 def _select(path: Path, statement: str, values: Sequence[Any] = ()) -> list[Any]:

@@ -44,8 +44,9 @@ def show(
     Raises ``Unavailable`` for a black box that can't be read.
     """
     found = read.events(path, since_s, kind)
-    for at, event in found:
-        print(_json(at, event) if as_json else _line(at, event, language), file=out or sys.stdout)
+    for entry in found:
+        text = _json(entry.at, entry.event) if as_json else _line(entry.at, entry.event, language)
+        print(text, file=out or sys.stdout)
     return len(found)
 
 

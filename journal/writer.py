@@ -14,7 +14,7 @@ from plimsoll.journal import store
 from plimsoll.journal.events import Event, to_json
 
 SAMPLE = "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?)"
-EVENT = "INSERT INTO events VALUES (?, ?, ?)"
+EVENT = "INSERT INTO events (rowid, at, kind, json) VALUES (?, ?, ?, ?)"
 # Only a maximum moves the time, so a peak that is not reached any more is forgotten after the retention.
 PEAK = """INSERT INTO peaks VALUES (?, ?, ?) ON CONFLICT (model) DO UPDATE
     SET bytes = excluded.bytes, at = excluded.at WHERE excluded.bytes >= bytes"""

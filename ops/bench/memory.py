@@ -93,7 +93,7 @@ class Server:
         self.config = config.parse({"models": models, **sections})
         self.system = ActorSystem(self.config, Catalog(self.config.models), sampler)
         self.events: list[tuple[float, events.Event]] = []
-        self.system.journal.subscribe(lambda event: self.events.append((time.monotonic(), event)))
+        self.system.journal.subscribe(lambda entry: self.events.append((time.monotonic(), entry.event)))
         self._numbers = iter(range(10**9))
 
     def __enter__(self) -> Self:

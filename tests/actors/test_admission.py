@@ -33,7 +33,7 @@ class Desk:
         self.journal: list[Any] = []
         self.others_gib = 10.0
         journal = Journal()
-        journal.subscribe(self.journal.append)
+        journal.subscribe(lambda entry: self.journal.append(entry.event))
         self.admission = Admission(
             Thresholds(),
             journal,

@@ -95,7 +95,7 @@ class Machine(RuleBasedStateMachine):
         self.models = fakes.Models(self.stage, self.host, NEEDS, **SETTINGS)
         self.models.here.discard("remote")
         self.models.on_start = self.on_life
-        self.models.journal.subscribe(self.on_event)
+        self.models.journal.subscribe(lambda entry: self.on_event(entry.event))
         self.log = Unheard(fakes, self.stage)
         logging.getLogger("plimsoll.memory").addHandler(self.log)
 

@@ -79,7 +79,7 @@ def limited(server: Start, entries: dict[str, Any], *, room_mib: int, **sections
     system = server(entries, memory=settings, **sections)
     system.limit = limit
     system.events = []
-    system.system.journal.subscribe(system.events.append)
+    system.system.journal.subscribe(lambda entry: system.events.append(entry.event))
     return system
 
 

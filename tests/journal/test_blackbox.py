@@ -26,8 +26,9 @@ def test_an_event_is_read_back_with_its_time(make_box: MakeBox, path: Path, cloc
     box.event(e.WorkerKilled("m", 7))
     box.event(e.ReadersRecovered())
     assert box.flush(DEADLINE_S)
-    assert read.events(path, 60) == [(clock.at, e.WorkerKilled("m", 7)), (clock.at, e.ReadersRecovered())]
-    assert read.events(path, 60, "worker_killed") == [(clock.at, e.WorkerKilled("m", 7))]
+    killed, recovered = e.Entry(1, clock.at, e.WorkerKilled("m", 7)), e.Entry(2, clock.at, e.ReadersRecovered())
+    assert read.events(path, 60) == [killed, recovered]
+    assert read.events(path, 60, "worker_killed") == [killed]
     assert read.events(path, 1) == []
 
 
@@ -125,7 +126,7 @@ def test_readers_see_whole_batches_while_it_is_written(box: BlackBox, path: Path
     def reader() -> None:
         try:
             while not done.is_set():
-                found = [event.pid for _, event in read.events(path, 60)]
+                found = [entry.event.pid for entry in read.events(path, 60)]
                 assert found == list(range(len(found)))
                 read.samples(path, 60)
                 read.peaks(path)
@@ -155,7 +156,7 @@ def test_another_process_reads_while_it_is_written(box: BlackBox, path: Path) ->
 import sys
 from pathlib import Path
 from plimsoll.journal import read
-print(read.events(Path(sys.argv[1]), 60)[0][1])
+print(read.events(Path(sys.argv[1]), 60)[0].event)
 """
     told = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "WorkerKilled(model='m', pid=7)"
@@ -166,7 +167,7 @@ def test_a_row_that_cant_be_stored_costs_only_itself(box: BlackBox, path: Path, 
     box.event(e.LoadFailed("m", object()))  # type: ignore[arg-type]
     box.event(e.ReadersRecovered())
     assert box.flush(DEADLINE_S)
-    assert [event for _, event in read.events(path, 60)] == [e.ReadersRecovered()]
+    assert [entry.event for entry in read.events(path, 60)] == [e.ReadersRecovered()]
     assert read.peaks(path) == {}
     assert (box.dropped, box.problem) == (2, "")
 

@@ -26,7 +26,7 @@ def test_an_event_reaches_the_log_the_black_box_and_the_subscribers(
 ) -> None:
     heard: list[e.Event] = []
     journal = Journal("ru", box)
-    journal.subscribe(heard.append)
+    journal.subscribe(lambda entry: heard.append(entry.event))
     journal.record(KILLED)
     journal.sample(sample_at(1.0), Level.NORMAL)
     journal.peak("m", 5)
@@ -34,7 +34,7 @@ def test_an_event_reaches_the_log_the_black_box_and_the_subscribers(
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("plimsoll.memory", logging.WARNING)
     assert record.message.startswith("Процесс модели m (pid 7) не остановился вовремя")
-    assert [event for _, event in read.events(path, 60)] == heard == [KILLED]
+    assert [entry.event for entry in read.events(path, 60)] == heard == [KILLED]
     assert len(read.samples(path, 60)) == 1
     assert read.peaks(path) == {"m": 5}
 
@@ -57,11 +57,11 @@ def test_a_subscriber_that_raises_is_dropped_and_the_others_hear_on(caplog: pyte
     heard: list[e.Event] = []
     journal = Journal()
 
-    def bad(event: e.Event) -> None:
+    def bad(_entry: e.Entry) -> None:
         raise RuntimeError("no room")
 
     journal.subscribe(bad)
-    stop = journal.subscribe(heard.append)
+    stop = journal.subscribe(lambda entry: heard.append(entry.event))
     journal.record(KILLED)
     journal.record(KILLED)
     stop()
@@ -94,5 +94,64 @@ def test_many_threads_record_at_once(box: BlackBox, path: Path) -> None:
     for thread in threads:
         thread.join(DEADLINE_S)
     assert box.flush(DEADLINE_S)
-    pids = [event.pid for _, event in read.events(path, 60)]
+    pids = [entry.event.pid for entry in read.events(path, 60)]
     assert {number: pids.count(number) for number in range(8)} == dict.fromkeys(range(8), 50)
+
+
+def test_ids_rise_with_every_event_also_when_the_clock_is_set_back(box: BlackBox, path: Path) -> None:
+    times = iter([2e9, 2e9, 1e9, 2e9 + 1])
+    journal = Journal("en", box, now=lambda: next(times))
+    assert journal.last_id == 0
+    for _ in range(4):
+        journal.record(KILLED)
+    ids = [entry.id for entry in journal.recent()]
+    assert ids == [2 * 10**15, 2 * 10**15 + 1, 2 * 10**15 + 2, 2 * 10**15 + 10**6]
+    assert journal.last_id == ids[-1] < 2**53
+    assert box.flush(DEADLINE_S)
+    assert [entry.id for entry in read.events_after(path, 0, 10)] == ids, "the row's id is the event's"
+    assert [entry.id for entry in read.events_after(path, ids[1], 10)] == ids[2:]
+    assert [entry.id for entry in read.events_after(path, 0, 3)] == ids[1:]
+
+
+def test_ids_go_on_rising_in_a_file_of_the_version_before(make_box, path: Path) -> None:
+    """Rows had no numbers of ours: SQLite counted them from 1."""
+    old = make_box()
+    old.start()
+    old.event(KILLED)
+    assert old.flush(DEADLINE_S)
+    old.close("upgraded")
+    box = make_box()
+    box.start()
+    journal = Journal("en", box)
+    journal.record(KILLED)
+    assert box.flush(DEADLINE_S)
+    first, second = read.events(path, 60)
+    assert first.id == 1 < second.id == journal.last_id
+
+
+def test_all_threads_see_one_order() -> None:
+    journal = Journal()
+    heard: list[int] = []
+    journal.subscribe(lambda entry: heard.append(entry.id))
+    begin = threading.Barrier(8)
+
+    def record() -> None:
+        begin.wait()
+        for _ in range(200):
+            journal.record(KILLED)
+
+    threads = [threading.Thread(target=record) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert len(heard) == 1600
+    assert heard == sorted(set(heard))
+    assert [entry.id for entry in journal.recent()] == heard[-1000:]
+
+
+def test_a_subscriber_may_record() -> None:
+    journal = Journal()
+    journal.subscribe(lambda entry: entry.event == KILLED and journal.record(e.ReadersRecovered()))
+    journal.record(KILLED)
+    assert [entry.event for entry in journal.recent()] == [KILLED, e.ReadersRecovered()]

@@ -36,7 +36,7 @@ def test_a_lock_held_by_another_process_blocks_no_caller_and_loses_nothing(
     assert not box.flush(0.01)
     unlock()
     assert box.flush(DEADLINE_S)
-    assert [event.pid for _, event in read.events(path, 60)] == list(range(1000))
+    assert [entry.event.pid for entry in read.events(path, 60)] == list(range(1000))
     assert box.dropped == 0
 
 
@@ -57,7 +57,7 @@ def test_while_nothing_can_be_written_the_oldest_fall_out_and_it_is_said_once(
     assert "the server goes on without it" in caplog.text
     folder.unlink()
     assert box.flush(DEADLINE_S)
-    found = [event.pid for _, event in read.events(box.path, 60)]
+    found = [entry.event.pid for entry in read.events(box.path, 60)]
     assert found[-1] == 10_999
     assert 10_000 <= len(found) <= 11_000
     assert len(read.samples(box.path, 60, 10**9)) <= 1200
