@@ -1,6 +1,5 @@
 """The Watchdog: samples memory on a thread of its own and broadcasts every change of level."""
 
-import logging
 import threading
 import time
 from typing import Any
@@ -10,12 +9,11 @@ import pykka
 from plimsoll.actors import messages as m
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
+from plimsoll.memory import readers
 from plimsoll.memory.forecast import History
 from plimsoll.memory.levels import LevelState, Thresholds, advance, next_interval_s
 from plimsoll.memory.reclaim import POLL_S
 from plimsoll.memory.sample import Level, Sample, Sampler, Tracked
-
-log = logging.getLogger("plimsoll.memory")
 
 _EVENTS: dict[Level, type[m.MemoryEvent]] = {
     Level.NORMAL: m.MemoryNormal,
@@ -47,6 +45,7 @@ class Watchdog(pykka.ThreadingActor):
         self._thresholds = thresholds
         self._state = LevelState()
         self._failing = False
+        self._readers = readers.ReadersState()
         self._latest: Sample | None = None
         self._reader: m.Ref | None = None
         self._subscribers: list[m.Ref] = []
@@ -109,7 +108,7 @@ class Watchdog(pykka.ThreadingActor):
             self._wake.clear()
 
     def _on_sample(self, sample: Sample, lag_s: float) -> None:
-        self._failing = False
+        self._note_readers(sample.failed)
         self._latest = sample
         self._history.add(sample)
         before = self._state.level
@@ -130,9 +129,18 @@ class Watchdog(pykka.ThreadingActor):
             event = _EVENTS[level](sample)
             self._subscribers = [ref for ref in self._subscribers if m.tell(ref, event)]
 
+    def _note_readers(self, failed: tuple[str, ...]) -> None:
+        told = self._readers.told
+        self._readers, news = readers.advance(self._readers, failed)
+        if news:
+            self._journal.record(events.ReadersFailed(news))
+        elif (told or self._failing) and not (self._readers.told or failed):
+            self._journal.record(events.ReadersRecovered())
+        self._failing = self._failing and bool(failed)
+
     def _note_failure(self, error: str) -> None:
         if not self._failing:
-            log.error("memory can't be read: %s; sampling goes on", error)
+            self._journal.record(events.ReadersFailed((), error))
         self._failing = True
         if self._reader:
             m.tell(self._reader, m.Sampled(None, self._state.level))
