@@ -236,10 +236,15 @@ class Admission:
     @property
     def forecast_s(self) -> float | None:
         """Seconds to critical when they are few, else None."""
-        seconds = self._seconds_to_critical
+        seconds = self.seconds_to_critical
+        return seconds if seconds is not None and seconds < _FORECAST_S else None
+
+    @property
+    def seconds_to_critical(self) -> float | None:
+        """Until memory is critically full if it fills on like this; None when it does not, or for a load of ours."""
         if self._loading or self._clock() - self._load_seen_at < WINDOW_S:
             return None  # the rise is, or holds, a load that was granted: its bytes are counted already
-        return seconds if seconds is not None and seconds < _FORECAST_S else None
+        return self._seconds_to_critical
 
     @property
     def _loading(self) -> bool:

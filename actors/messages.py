@@ -2,10 +2,11 @@
 
 | from | to | messages |
 |---|---|---|
-| http | Supervisor | Chat, Cancel, KeepAlive, GetStatus, LoadModel, UnloadModel, CleanUpModels, PlanLoad, StopAll |
-| Supervisor | ModelActor | Chat, Cancel, KeepAlive, Warm, Load, RefuseLoad, Unload |
+| http | Supervisor | Chat, Cancel, KeepAlive, GetStatus, LoadModel, UnloadModel, PinModel, CleanUpModels, PlanLoad |
+| the system | Supervisor | StopAll |
+| Supervisor | ModelActor | Chat, Cancel, KeepAlive, Warm, Load, RefuseLoad, Unload, Pin, CountTokens |
 | Supervisor | Watchdog | Subscribe, Track |
-| ModelActor | Supervisor | LoadRequested, StateChanged, Stays, RanOutOfMemory, ChildStopped, Handback |
+| ModelActor | Supervisor | LoadRequested, StateChanged, Stays, RanOutOfMemory, ChildStopped, Handback, Counted |
 | worker reader thread | its ModelActor | FromWorker, WorkerExited |
 | Watchdog | Supervisor | Sampled |
 | Watchdog | Supervisor, every ModelActor | MemoryNormal, MemoryWarning, MemoryCritical, MemoryEmergency |
@@ -155,6 +156,17 @@ class UnloadModel(Message, frozen=True):
     grace_s: float
 
 
+class PinModel(Message, frozen=True):
+    """Pin ``model`` or not, whatever its entry says, until the server ends.
+
+    Replied to with ``ModelStatus`` or ``Failed``. A pinned model is loaded whenever memory allows it.
+    """
+
+    model: str
+    pinned: bool
+    reply: Reply
+
+
 class CleanUpModels(Message, frozen=True):
     """Replied to with one ``CleanupReport`` when everything that leaves has given its memory back, or ``Failed``."""
 
@@ -218,6 +230,16 @@ class Warm(Message, frozen=True):
     """Load though no request waits."""
 
 
+class Pin(Message, frozen=True):
+    """Be pinned or not, whatever the settings say."""
+
+    pinned: bool
+
+
+class CountTokens(Message, frozen=True):
+    """Say with ``Counted`` how many tokens were generated."""
+
+
 # ---- ModelActor to Supervisor
 
 
@@ -259,6 +281,15 @@ class ModelStatus(Message, frozen=True):
 
 class StateChanged(Message, frozen=True):
     status: ModelStatus
+
+
+class Counted(Message, frozen=True):
+    """``tokens`` of completions were generated in this actor's life until ``at``, on the monotonic clock."""
+
+    model: str
+    tokens: int
+    at: float
+    actor_urn: str
 
 
 class LoadRequested(Message, frozen=True):
@@ -366,7 +397,8 @@ class MemoryEmergency(MemoryEvent, frozen=True):
 class Status(Message, frozen=True):
     """The whole server at one moment. ``problems`` are sentences; with any the server is degraded.
 
-    ``footprints`` maps model names to bytes; ``sampler_lag_s`` is that of the latest sample.
+    ``footprints`` maps model names to bytes, ``tokens_per_s`` those that generate to their rate over the last two
+    seconds; ``pinned`` names all that are, without an actor too; ``sampler_lag_s`` is that of the latest sample.
     """
 
     level: Level
@@ -377,3 +409,6 @@ class Status(Message, frozen=True):
     problems: list[str]
     footprints: dict[str, int] = {}
     sampler_lag_s: float = 0.0
+    tokens_per_s: dict[str, float] = {}
+    pinned: frozenset[str] = frozenset()
+    seconds_to_critical: float | None = None

@@ -101,6 +101,7 @@ class ModelActor(pykka.ThreadingActor):
         self._drain_until = 0.0
         self._idle_timer: Timer | None = None
         self._idle_ttl_s = settings.idle_ttl_s
+        self._pinned = settings.pin
         self._published: m.ModelStatus | None = None
         self._handlers: dict[type, Callable[[Any], object]] = {
             m.FromWorker: self._on_event,
@@ -114,6 +115,8 @@ class ModelActor(pykka.ThreadingActor):
             m.RefuseLoad: self._on_load_refused,
             m.Unload: self._on_unload,
             m.KeepAlive: self._on_keep_alive,
+            m.Pin: self._on_pin,
+            m.CountTokens: self._on_count_tokens,
             m.MemoryNormal: lambda _: None,
             m.MemoryWarning: lambda _: self._worker.send(p.TrimCaches()),
             m.MemoryCritical: self._on_critical,
@@ -191,7 +194,7 @@ class ModelActor(pykka.ThreadingActor):
         """READY or BUSY by what runs; a draining model that has become idle stops."""
         if self._state in SERVING:
             self._state = State.BUSY if self._requests.running else State.READY
-            if self._state == State.READY and self._idle_ttl_s == 0 and not self._settings.pin:
+            if self._state == State.READY and self._idle_ttl_s == 0 and not self._pinned:
                 self._leave("not kept alive", self._leave_error, 0.0)
         elif self._state == State.DRAINING and not self._requests.running:
             self._stop_worker()
@@ -315,7 +318,7 @@ class ModelActor(pykka.ThreadingActor):
         # What has not answered anything yet may be asked again, but only once: it may be what the worker died of.
         self._requests.requeue_untouched()
         self._requests.fail_running(error)
-        wanted = bool(self._requests.waiting) or self._settings.pin
+        wanted = bool(self._requests.waiting) or self._pinned
         self._rest(error, self._failures.died(error, loading=loading, wanted=wanted, now=self._timers.now()))
         self._tell_of_death(error, message.code, loading=loading)
 
@@ -339,7 +342,7 @@ class ModelActor(pykka.ThreadingActor):
         self._state, delay_s = verdict
         if self._state == State.FAILED:
             self._requests.fail_all(error)
-        if self._state == State.BACKOFF or (self._state == State.FAILED and self._settings.pin):
+        if self._state == State.BACKOFF or (self._state == State.FAILED and self._pinned):
             self._timers.tell_later(delay_s, self.actor_ref, BackoffOver())
 
     # ---- leaving
@@ -399,19 +402,26 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_keep_alive(self, message: m.KeepAlive) -> None:
         self._idle_ttl_s = message.seconds
+        self._arm_idle_check_again()
+
+    def _on_pin(self, message: m.Pin) -> None:
+        self._pinned = message.pinned
+        self._arm_idle_check_again()
+
+    def _arm_idle_check_again(self) -> None:
         if self._state in SERVING:
-            left_s = None if message.seconds is None else self._last_used + message.seconds - self._timers.now()
-            self._arm_idle_check(None if left_s is None else max(0.0, left_s))
+            ttl_s = self._idle_ttl_s
+            self._arm_idle_check(None if ttl_s is None else max(0.0, self._last_used + ttl_s - self._timers.now()))
 
     def _arm_idle_check(self, delay_s: float | None) -> None:
         if self._idle_timer:
             self._idle_timer.cancel()
-        if delay_s is not None and not self._settings.pin:
+        if delay_s is not None and not self._pinned:
             self._idle_timer = self._timers.tell_later(delay_s, self.actor_ref, IdleCheck())
 
     def _on_idle_check(self, _: IdleCheck) -> None:
         ttl_s = self._idle_ttl_s
-        if ttl_s is None or self._state not in SERVING:
+        if ttl_s is None or self._pinned or self._state not in SERVING:
             return
         left_s = ttl_s - (self._timers.now() - self._last_used)
         if self._state == State.READY and left_s <= 0:
@@ -422,6 +432,9 @@ class ModelActor(pykka.ThreadingActor):
 
     # ---- what others see
 
+    def _on_count_tokens(self, _: m.CountTokens) -> None:
+        m.tell(self._supervisor, m.Counted(self._name, self._requests.tokens, self._timers.now(), self.actor_urn))
+
     def _publish(self) -> None:
         loading = self._state == State.LOADING
         status = m.ModelStatus(
@@ -429,10 +442,10 @@ class ModelActor(pykka.ThreadingActor):
             self._state,
             active=self._requests.running,
             queued=self._requests.waiting,
-            pinned=self._settings.pin,
+            pinned=self._pinned,
             pid=self._worker.pid,
             last_used=self._last_used,
-            idle_ttl_s=None if self._settings.pin else self._idle_ttl_s,
+            idle_ttl_s=None if self._pinned else self._idle_ttl_s,
             stage=self._progress.stage if loading else "",
             done_bytes=self._progress.done if loading else 0,
             total_bytes=self._progress.total if loading else 0,

@@ -23,6 +23,7 @@ class Requests:
         self._limit = limit
         self._waiting: deque[Chat] = deque()
         self._running: dict[str, _Running] = {}
+        self._ended_tokens = 0
 
     @property
     def waiting(self) -> int:
@@ -31,6 +32,11 @@ class Requests:
     @property
     def running(self) -> int:
         return len(self._running)
+
+    @property
+    def tokens(self) -> int:
+        """Completion tokens of all requests so far, the running ones included."""
+        return self._ended_tokens + sum(one.tokens for one in self._running.values())
 
     def has_room(self) -> bool:
         """Whether one more request may be taken."""
@@ -59,7 +65,7 @@ class Requests:
             self._pass_on(call.request_id, ToolCallDelta(call.index, call.name, call.arguments))
         stops = dict(step.stops)
         for request_id, reason, usage in step.endings:
-            if running := self._running.pop(request_id, None):
+            if running := self._end(request_id):
                 running.chat.reply.send(Finished(reason, usage, stops.get(request_id)))
 
     def _text(self, request_id: str, text: str, tokens: int, *, reasoning: bool) -> None:
@@ -99,20 +105,24 @@ class Requests:
 
     def fail(self, request_id: str, error: PlimsollError) -> None:
         """End one running request with ``error``."""
-        if running := self._running.pop(request_id, None):
+        if running := self._end(request_id):
             running.chat.reply.send(Failed(error))
 
     def fail_running(self, error: PlimsollError) -> None:
         """End every running request with ``error``."""
         while self._running:
-            _, running = self._running.popitem()
-            running.chat.reply.send(Failed(error))
+            self.fail(next(reversed(self._running)), error)
 
     def fail_all(self, error: PlimsollError) -> None:
         """End every request with ``error``."""
         self.fail_running(error)
         while self._waiting:
             self._waiting.popleft().reply.send(Failed(error))
+
+    def _end(self, request_id: str) -> _Running | None:
+        if running := self._running.pop(request_id, None):
+            self._ended_tokens += running.tokens
+        return running
 
     def requeue_untouched(self) -> int:
         """Running requests that have no token yet and were never retried wait again; how many those were."""

@@ -4,6 +4,7 @@ from collections import deque
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.messages import LEAVING, LOADED, State
+from plimsoll.actors.throughput import Throughput
 from plimsoll.memory.plan import Need, Seat
 
 
@@ -16,6 +17,7 @@ class Slot:
         self.need: Need | None = None
         self.footprint_bytes = 0
         self.base_bytes = 0
+        self.throughput = Throughput()
         self.waiting: deque[m.Chat] = deque()
         self.loads: list[m.Reply] = []
         self.unloads: list[m.Reply] = []

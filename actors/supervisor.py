@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Literal
 
+import msgspec
 import pykka
 
 from plimsoll.actors import messages as m
@@ -67,6 +68,7 @@ class Supervisor(pykka.ThreadingActor):
         self._sampler_lag_s = 0.0
         self._tracked = m.Track((), hurry=False)
         self._pinned_at = clock()
+        self._pins: dict[str, bool] = {}
         self._admission = Admission(
             thresholds,
             journal,
@@ -88,8 +90,10 @@ class Supervisor(pykka.ThreadingActor):
             m.Handback: lambda message: self._on_chat(message.chat),
             m.KeepAlive: lambda message: self._tell_model(message.model, message),
             m.GetStatus: self._on_get_status,
+            m.Counted: self._on_counted,
             m.LoadModel: self._on_load_model,
             m.UnloadModel: self._on_unload_model,
+            m.PinModel: self._on_pin_model,
             m.CleanUpModels: lambda message: self.cleanup_unused_models(message.aggressive, message.reply),
             m.PlanLoad: self._on_plan_load,
             m.StopAll: self._on_stop_all,
@@ -182,6 +186,19 @@ class Supervisor(pykka.ThreadingActor):
         slot.unloads.append(message.reply)
         m.tell(slot.ref, m.Unload("asked for", message.grace_s))
 
+    def _on_pin_model(self, message: m.PinModel) -> None:
+        try:
+            self._catalog.find(message.model)
+        except PlimsollError as error:
+            message.reply.send(m.Failed(error))
+            return
+        self._pins[message.model] = message.pinned
+        self._tell_model(message.model, m.Pin(message.pinned))
+        self._load_pinned()
+        slot = self._slots.get(message.model)
+        status = slot.status if slot else m.ModelStatus(message.model, State.COLD)
+        message.reply.send(msgspec.structs.replace(status, pinned=message.pinned))
+
     def _slot(self, name: str) -> Slot:
         """The living actor of ``name``, started if there is none. Raises ``UnknownModel``, ``ShuttingDown``."""
         if self._stopping:
@@ -190,6 +207,8 @@ class Supervisor(pykka.ThreadingActor):
         if slot is None:
             slot = self._slots[name] = Slot(self._start_model(name, self.actor_ref), name)
             m.tell(self._watchdog, m.Subscribe(slot.ref))
+            if name in self._pins:
+                m.tell(slot.ref, m.Pin(self._pins[name]))
         return slot
 
     def _tell_model(self, name: str, message: m.Message) -> None:
@@ -253,9 +272,13 @@ class Supervisor(pykka.ThreadingActor):
         if self._stopping or self._admission.level != Level.NORMAL:
             return
         self._pinned_at = self._clock()
-        for name in self._catalog.pinned():
+        for name in self._pinned():
             if (slot := self._slot(name)).status.state == State.COLD:
                 m.tell(slot.ref, m.Warm())
+
+    def _pinned(self) -> list[str]:
+        by_entry = dict.fromkeys(self._catalog.pinned(), True)
+        return [name for name, pinned in (by_entry | self._pins).items() if pinned]
 
     # ---- memory
 
@@ -275,8 +298,20 @@ class Supervisor(pykka.ThreadingActor):
                 self._measure(slot, message.sample)
             self._journal.sample(message.sample, message.level)
         self._admission.on_sample(message.sample, message.level, message.seconds_to_critical)
+        self._count_tokens()
         if message.sample is not None and self._clock() - self._pinned_at > _PIN_AGAIN_S:
             self._load_pinned()
+
+    def _count_tokens(self) -> None:
+        """At every sample, so once or a few times a second: nothing is counted per token."""
+        for slot in self._slots.values():
+            if slot.status.state in (State.BUSY, State.DRAINING) or slot.throughput.per_second:
+                m.tell(slot.ref, m.CountTokens())
+
+    def _on_counted(self, message: m.Counted) -> None:
+        slot = self._slots.get(message.model)
+        if slot is not None and slot.ref.actor_urn == message.actor_urn:
+            slot.throughput.note(message.tokens, message.at)
 
     def _measure(self, slot: Slot, sample: Sample) -> None:
         status = slot.status
@@ -354,6 +389,9 @@ class Supervisor(pykka.ThreadingActor):
                 problems=self._problems(),
                 footprints={name: slot.footprint_bytes for name, slot in self._slots.items()},
                 sampler_lag_s=self._sampler_lag_s,
+                tokens_per_s={name: rate for name, slot in self._slots.items() if (rate := slot.throughput.per_second)},
+                pinned=frozenset(self._pinned()),
+                seconds_to_critical=admission.seconds_to_critical,
             )
         )
 

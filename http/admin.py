@@ -9,10 +9,20 @@ import msgspec
 from sanic import HTTPResponse
 from sanic.exceptions import NotFound
 
-from plimsoll.actors.messages import CleanUpModels, GetStatus, LoadModel, ModelStatus, PlanLoad, State, UnloadModel
+from plimsoll.actors.messages import (
+    CleanUpModels,
+    LoadModel,
+    ModelStatus,
+    PinModel,
+    PlanLoad,
+    State,
+    Status,
+    UnloadModel,
+)
 from plimsoll.errors import BadRequest, LoadFailed, Unavailable
 from plimsoll.http.errors import respond
 from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.http.health import need_status
 from plimsoll.http.openai_request import decode
 from plimsoll.http.stream import ask
 from plimsoll.memory.needs import longest_context
@@ -26,12 +36,17 @@ class UnloadBody(msgspec.Struct):
     grace_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] | None = None
 
 
+class PinBody(msgspec.Struct):
+    pinned: bool
+
+
 class CleanupBody(msgspec.Struct):
     aggressive: bool = False
 
 
 _cleanup_bodies = msgspec.json.Decoder(CleanupBody)
 _unload_bodies = msgspec.json.Decoder(UnloadBody)
+_pin_bodies = msgspec.json.Decoder(PinBody)
 
 
 def add_routes(app: App, front: Front) -> None:
@@ -49,28 +64,23 @@ class _Admin:
         self._front = front
 
     async def models(self, _request: AnyRequest) -> HTTPResponse:
-        try:
-            status = await ask(self._front.supervisor, GetStatus, _STATUS_TIMEOUT_S)
-        except TimeoutError:
-            text = f"the supervisor did not answer within {_STATUS_TIMEOUT_S:g} s"
-            raise Unavailable(text, retry_after_s=5) from None
-        known = {one.name: one for one in status.models}
-        cold = [ModelStatus(name, State.COLD) for name in self._front.catalog.names() if name not in known]
-        bodies = [model_body(one) for one in [*known.values(), *cold]]
-        return respond(200, {"models": sorted(bodies, key=lambda body: str(body["name"]))})
+        return respond(200, models_body(await need_status(self._front), self._front.catalog.names()))
 
     async def act(self, request: AnyRequest, rest: str) -> HTTPResponse:
         name, _, verb = unquote(rest).rpartition("/")
-        if not name or verb not in ("load", "unload"):
+        if not name or verb not in ("load", "unload", "pin"):
             raise NotFound
         self._front.catalog.find(name)
         # No time limit: loads take what they take. The client's going ends neither.
         if verb == "load":
             status = await ask(self._front.supervisor, lambda reply: LoadModel(name, reply))
-        else:
+        elif verb == "unload":
             grace_s = self._grace_s(request)
             status = await ask(self._front.supervisor, lambda reply: UnloadModel(name, reply, grace_s))
-        return respond(200, model_body(status))
+        else:
+            pinned: bool = decode(request.body, _pin_bodies, {"pinned": "true or false"}).pinned
+            status = await ask(self._front.supervisor, lambda reply: PinModel(name, pinned, reply))
+        return respond(200, model_body(status, await need_status(self._front)))
 
     async def cleanup(self, request: AnyRequest) -> HTTPResponse:
         body: CleanupBody = decode(request.body, _cleanup_bodies) if request.body else CleanupBody()
@@ -115,7 +125,15 @@ def plan_body(name: str, decision: Decision) -> dict[str, Any]:
     }
 
 
-def model_body(status: ModelStatus) -> dict[str, Any]:
+def models_body(server: Status, names: list[str]) -> dict[str, Any]:
+    """Every model that lives, and the cold ones among ``names``."""
+    known = {one.name: one for one in server.models}
+    cold = [ModelStatus(name, State.COLD, pinned=name in server.pinned) for name in names if name not in known]
+    bodies = [model_body(one, server) for one in [*known.values(), *cold]]
+    return {"models": sorted(bodies, key=lambda body: str(body["name"]))}
+
+
+def model_body(status: ModelStatus, server: Status) -> dict[str, Any]:
     """One model; the actor's monotonic times are turned into ages and a countdown, in seconds."""
     idle_s = time.monotonic() - status.last_used if status.last_used else None
     resting = status.state is State.READY and not status.pinned
@@ -135,6 +153,8 @@ def model_body(status: ModelStatus) -> dict[str, Any]:
         "stage": status.stage or None,
         "done_bytes": status.done_bytes,
         "total_bytes": status.total_bytes,
+        "footprint_bytes": server.footprints.get(status.name, 0),
+        "tokens_per_s": round(server.tokens_per_s.get(status.name, 0.0), 1),
         "info": msgspec.to_builtins(status.info) if status.info else None,
         "error": status.error or None,
     }

@@ -11,6 +11,7 @@ from sanic import Request, Sanic
 from plimsoll.actors.messages import Ref
 from plimsoll.config import Config
 from plimsoll.errors import ShuttingDown
+from plimsoll.journal.journal import Journal
 from plimsoll.memory.plan import Need
 
 App = Sanic[Any, Any]
@@ -21,6 +22,7 @@ class Actors(Protocol):
     """``plimsoll.actors.system.ActorSystem`` as the front end sees it; ``start`` and ``stop`` block."""
 
     supervisor: Ref
+    journal: Journal
 
     def start(self) -> None: ...
     def stop(self, grace_s: float) -> None: ...

@@ -3,12 +3,13 @@
 import time
 from typing import Any
 
+import msgspec
 import psutil
 from sanic import HTTPResponse
 
 from plimsoll import __version__
 from plimsoll.actors.messages import GetStatus, ModelStatus, State, Status
-from plimsoll.errors import PlimsollError
+from plimsoll.errors import PlimsollError, Unavailable
 from plimsoll.http.errors import respond
 from plimsoll.http.front import AnyRequest, App, Front
 from plimsoll.http.stream import ask
@@ -16,8 +17,18 @@ from plimsoll.memory import sources
 from plimsoll.memory.sample import Level, Sample
 
 _TIMEOUT_S = 1.0
+_NEEDED_TIMEOUT_S = 5.0
 _GB = 2**30
 _NAMES = {Level.NORMAL: "healthy", Level.WARNING: "warning", Level.CRITICAL: "critical", Level.EMERGENCY: "critical"}
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """How the server is: ``word`` is healthy, warning, degraded or critical; without ``known`` the sample is fresh."""
+
+    word: str
+    known: Status | None
+    sample: Sample | None
+    problems: list[str]
 
 
 def add_routes(app: App, front: Front) -> None:
@@ -33,14 +44,14 @@ class _Health:
 
     async def health(self, _request: AnyRequest) -> HTTPResponse:
         # At critical it also starts the clean-up; the Supervisor limits how often.
-        body = health_body(self._front, await _status(self._front, clean_up=True))
+        body = health_body(self._front, await read_status(self._front, clean_up=True))
         return respond(503 if body["status"] == "critical" else 200, body)
 
     async def live(self, _request: AnyRequest) -> HTTPResponse:
         return respond(200, {"status": "alive"})
 
     async def ready(self, _request: AnyRequest) -> HTTPResponse:
-        status = await _status(self._front)
+        status = await read_status(self._front)
         reasons = [status] if isinstance(status, str) else []
         if isinstance(status, Status) and status.admission == "closed":
             reasons.append("admission is closed until memory is back")
@@ -49,7 +60,17 @@ class _Health:
         return respond(503 if reasons else 200, {"status": "not ready" if reasons else "ready", "reasons": reasons})
 
 
-async def _status(front: Front, *, clean_up: bool = False) -> Status | str:
+async def need_status(front: Front) -> Status:
+    """The Supervisor's view of the server. Raises ``Unavailable`` where it does not answer."""
+    try:
+        status: Status = await ask(front.supervisor, GetStatus, _NEEDED_TIMEOUT_S)
+    except TimeoutError:
+        text = f"the supervisor did not answer within {_NEEDED_TIMEOUT_S:g} s"
+        raise Unavailable(text, retry_after_s=5) from None
+    return status
+
+
+async def read_status(front: Front, *, clean_up: bool = False) -> Status | str:
     """The supervisor's status, or the sentence that says why there is none."""
     try:
         status = await ask(front.supervisor, lambda reply: GetStatus(reply, clean_up), _TIMEOUT_S)
@@ -62,15 +83,10 @@ async def _status(front: Front, *, clean_up: bool = False) -> Status | str:
 
 def health_body(front: Front, status: Status | str) -> dict[str, Any]:
     """The body of ``GET /health``; without a ``Status`` the figures are read here and the server is degraded."""
-    known = status if isinstance(status, Status) else None
-    problems = [str(status)] if known is None else list(known.problems)
-    sample, more = _sample(known)
-    problems += more
-    name = "healthy" if known is None else _NAMES[known.level]
-    if problems and name != "critical":
-        name = "degraded"
+    now = condition(status)
+    known, sample = now.known, now.sample
     return {
-        "status": name,
+        "status": now.word,
         "memory": _memory(front, sample),
         "binding_source": sample.binding.source if sample else None,
         "sources": {one.source: round(one.percent, 1) for one in sample.readings} if sample else {},
@@ -81,10 +97,22 @@ def health_body(front: Front, status: Status | str) -> dict[str, Any]:
         "models": [_model(one, known.footprints) for one in known.models if one.state is not State.COLD]
         if known
         else [],
-        "problems": problems,
+        "problems": now.problems,
         "version": __version__,
         "uptime_s": round(time.monotonic() - front.started_s, 1),
     }
+
+
+def condition(status: Status | str) -> Condition:
+    """What ``status``, or the sentence in its place, says of the server."""
+    known = status if isinstance(status, Status) else None
+    problems = [str(status)] if known is None else list(known.problems)
+    sample, more = _sample(known)
+    problems += more
+    word = "healthy" if known is None else _NAMES[known.level]
+    if problems and word != "critical":
+        word = "degraded"
+    return Condition(word, known, sample, problems)
 
 
 def _sample(status: Status | None) -> tuple[Sample | None, list[str]]:

@@ -4,25 +4,14 @@ import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from plimsoll.actors.messages import (
-    GetStatus,
-    KeepAlive,
-    LoadModel,
-    ModelStatus,
-    Ref,
-    State,
-    Status,
-    UnloadModel,
-    Waiting,
-)
+from plimsoll.actors.messages import KeepAlive, LoadModel, ModelStatus, Ref, State, UnloadModel, Waiting
 from plimsoll.catalog import CatalogModel
 from plimsoll.engine.protocol import Request
-from plimsoll.errors import BadRequest, Unavailable, UnknownModel
+from plimsoll.errors import BadRequest, UnknownModel
 from plimsoll.http.front import Front
+from plimsoll.http.health import need_status
 from plimsoll.http.ollama_frames import Timing
 from plimsoll.http.stream import Answer, ask, tell
-
-_STATUS_TIMEOUT_S = 5.0
 
 
 def find(front: Front, name: str) -> CatalogModel:
@@ -79,9 +68,13 @@ async def unload(front: Front, model: CatalogModel) -> None:
 
     """
     name = model.source.name
-    if model.pin:
-        raise BadRequest(f"keep_alive: the configuration keeps {name} loaded (pin)", param="keep_alive")
-    known = {one.name: one for one in (await status(front)).models}
+    status = await need_status(front)
+    if name in status.pinned:
+        raise BadRequest(
+            f"keep_alive: {name} is pinned, so it stays loaded; POST /admin/models/{name}/pin unpins it",
+            param="keep_alive",
+        )
+    known = {one.name: one for one in status.models}
     if busy(known.get(name)):
         tell(front.supervisor, KeepAlive(name, 0.0))
     else:
@@ -92,13 +85,3 @@ async def unload(front: Front, model: CatalogModel) -> None:
 def busy(model: ModelStatus | None) -> bool:
     """Whether somebody has an answer to get from it."""
     return model is not None and (model.state is State.BUSY or model.active > 0 or model.queued > 0)
-
-
-async def status(front: Front) -> Status:
-    """The Supervisor's view of the models. Raises ``Unavailable`` where it does not answer."""
-    try:
-        answer: Status = await ask(front.supervisor, GetStatus, _STATUS_TIMEOUT_S)
-    except TimeoutError:
-        text = f"the supervisor did not answer within {_STATUS_TIMEOUT_S:g} s"
-        raise Unavailable(text, retry_after_s=5) from None
-    return answer

@@ -15,9 +15,10 @@ from plimsoll.errors import UnknownModel
 from plimsoll.http.body import read
 from plimsoll.http.errors import respond
 from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.http.health import need_status
 from plimsoll.http.ollama_files import Facts, facts
 from plimsoll.http.ollama_frames import timestamp
-from plimsoll.http.ollama_lease import find, status
+from plimsoll.http.ollama_lease import find
 
 # Clients look at the number to learn what the API can do; ours would tell them nothing.
 OLLAMA_VERSION = "0.12.0"
@@ -62,7 +63,7 @@ class _Models:
         return respond(200, {"models": [self._tag(one) for one in known]})
 
     async def ps(self, _request: AnyRequest) -> HTTPResponse:
-        now = await status(self._front)
+        now = await need_status(self._front)
         loaded = {one.name: one for one in now.models if one.state in _LOADED}
         known = await asyncio.to_thread(self._all_facts, list(loaded))
         bodies = [self._tag(one) | _running(loaded[one.name], now) for one in known]

@@ -7,7 +7,7 @@ from sanic import HTTPResponse
 from sanic.response import raw
 
 from plimsoll import __version__
-from plimsoll.http import openapi_anthropic, openapi_ollama, openapi_openai, openapi_server
+from plimsoll.http import openapi_anthropic, openapi_feed, openapi_ollama, openapi_openai, openapi_server
 from plimsoll.http.front import AnyRequest, App, Front
 from plimsoll.http.openapi_shape import JSON, document
 
@@ -31,7 +31,7 @@ def add_routes(app: App, _front: Front) -> None:
 @functools.cache
 def encoded() -> bytes:
     """The document, made once."""
-    parts = (openapi_openai, openapi_anthropic, openapi_ollama, openapi_server)
+    parts = (openapi_openai, openapi_anthropic, openapi_ollama, openapi_server, openapi_feed)
     return msgspec.json.encode(document([one for part in parts for one in part.OPERATIONS], _INFO))
 
 

@@ -32,7 +32,7 @@ class LoadedModel(Told):
     blas: str | None
 
 
-_Level = Literal["normal", "warning", "critical", "emergency"]
+Level = Literal["normal", "warning", "critical", "emergency"]
 
 
 class Health(Told):
@@ -40,7 +40,7 @@ class Health(Told):
     memory: MemoryTold
     binding_source: str | None
     sources: dict[str, float]
-    level: _Level | None
+    level: Level | None
     admission: Literal["open", "closed"] | None
     sampler_lag_ms: float | None
     stopping: bool
@@ -74,6 +74,8 @@ class ModelTold(Told):
     stage: str | None
     done_bytes: int
     total_bytes: int
+    footprint_bytes: int
+    tokens_per_s: float
     info: ModelInfo | None
     error: str | None
 
@@ -111,7 +113,7 @@ def _get(path: str, about: str, answer: type, *, public: bool = False, **more: A
     return Operation(path=path, about=about, tag="Server", error=Error, answers=answers, public=public, **more)
 
 
-def _act(verb: str, about: str, body: type | None = None) -> Operation:
+def _act(verb: str, about: str, body: type | None = None, *, body_needed: bool = False) -> Operation:
     return Operation(
         path=f"/admin/models/{{model}}/{verb}",
         about=about,
@@ -119,7 +121,7 @@ def _act(verb: str, about: str, body: type | None = None) -> Operation:
         error=Error,
         methods=("post",),
         body=body,
-        body_needed=False,
+        body_needed=body_needed,
         parameters=(MODEL,),
         answers={200: json_of(ModelTold)},
         errors=(429, 507),
@@ -140,6 +142,7 @@ OPERATIONS = (
     _get("/admin/models", "Which models there are and how they are", ModelsTold),
     _act("load", "Load a model; answers when it is loaded"),
     _act("unload", "Unload a model; answers when its memory is back", admin.UnloadBody),
+    _act("pin", "Pin a model or not, whatever its entry says, until the server ends", admin.PinBody, body_needed=True),
     _get(
         "/admin/plan",
         "What loading a model would do now",

@@ -14,7 +14,7 @@ from plimsoll.http.front import AnyRequest
 from plimsoll.http.stream import Answer
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
-_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _MB = 1_000_000
 
 
@@ -89,7 +89,7 @@ class Stream:
 
     async def _send(self, data: bytes) -> None:
         if self._response is None:
-            self._response = await self._request.respond(status=200, headers=_HEADERS, content_type=self._content_type)
+            self._response = await self._request.respond(status=200, headers=HEADERS, content_type=self._content_type)
         await self._response.send(data)
         self._sent_s = time.monotonic()
 

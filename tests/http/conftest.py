@@ -21,6 +21,7 @@ from plimsoll.engine.protocol import Usage
 from plimsoll.errors import UnknownModel
 from plimsoll.http.app import build
 from plimsoll.http.server import bind, new_loop, run
+from plimsoll.journal.journal import Journal
 from plimsoll.memory.sample import Level, Reading, Sample
 
 GB = 2**30
@@ -56,6 +57,7 @@ class FakeSupervisor(pykka.ThreadingActor):
 
 class FakeSystem:
     def __init__(self) -> None:
+        self.journal = Journal()
         self.heard: queue.Queue[Any] = queue.Queue()
         self.scripts: dict[type, Script] = {m.GetStatus: lambda message: message.reply.send(status())}
         self.supervisor: Any = None

@@ -326,7 +326,9 @@ def test_a_busy_model_is_unloaded_after_its_answers(llama: ollama.Client, system
     assert not system.has_heard(m.UnloadModel)
 
 
-def test_a_pinned_model_is_not_unloaded(llama: ollama.Client, system: Any) -> None:
+def test_a_pinned_model_is_not_unloaded(llama: ollama.Client, system: Any, status: Any) -> None:
+    told = status(pinned=frozenset({"pinned"}))
+    system.scripts[m.GetStatus] = lambda message: message.reply.send(told)
     with pytest.raises(ollama.ResponseError, match="pin") as caught:
         llama.chat("pinned", [], keep_alive=0)
     assert caught.value.status_code == 400

@@ -14,6 +14,7 @@ from plimsoll.actors import messages as m
 from plimsoll.catalog import Catalog
 from plimsoll.engine.protocol import TokenLogprob, Usage
 from plimsoll.http import openapi
+from plimsoll.journal import events
 
 METHODS = {"get", "head", "post", "put", "patch", "delete"}
 DOCUMENT = msgspec.json.decode(openapi.encoded())
@@ -151,3 +152,23 @@ def test_errors_are_as_the_document_says(http, path):
         response = http.post(path, json=asked)
         assert response.status_code == status
         validator(told(path, "post", status, "application/json")).validate(response.json())
+
+
+def test_the_feed_and_the_history_are_as_the_document_says(http, system, status):
+    told_now = status(models=[m.ModelStatus("tiny", m.State.READY)], footprints={"tiny": 5}, tokens_per_s={"tiny": 1.5})
+    system.scripts[m.GetStatus] = lambda message: message.reply.send(told_now)
+    system.journal.record(events.WorkerKilled("tiny", 7))
+    schemas = DOCUMENT["components"]["schemas"]
+    of = {"hello": "HelloEvent", "sample": "SampleEvent", "models": "ModelsTold", "journal": "JournalEvent"}
+    with http.stream("GET", "/admin/events?after=1") as response:
+        name = ""
+        for line in response.iter_lines():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                validator(schemas[of.pop(name)]).validate(msgspec.json.decode(line.removeprefix("data: ")))
+                if not of:
+                    break
+    history = http.get("/admin/history").json()
+    assert history["events"]
+    validator(told("/admin/history", "get", 200, "application/json")).validate(history)

@@ -1,0 +1,106 @@
+"""What the black box remembers: samples and events, as the page and the live feed show them."""
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+from sanic import HTTPResponse
+
+from plimsoll.errors import BadRequest
+from plimsoll.http.errors import respond
+from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.journal import read
+from plimsoll.journal.events import Entry, to_json
+from plimsoll.journal.journal import Journal
+from plimsoll.journal.lines import Language, line
+from plimsoll.journal.show import parse_kind, parse_since
+
+_DEFAULT_SINCE_S = 3600.0
+_DEFAULT_POINTS = 1000
+MOST_POINTS = 10_000
+# What was recorded before the question should be in the answer; a locked file must not hold it up.
+_FLUSH_S = 0.5
+
+
+def add_routes(app: App, front: Front) -> None:
+    """Register this module's endpoints."""
+    journal = front.system.journal
+
+    async def history(request: AnyRequest) -> HTTPResponse:
+        asked = _Asked.of(request)
+        # It reads a file.
+        return respond(200, await asyncio.to_thread(_history, journal, asked))
+
+    app.add_route(history, "/admin/history", methods=["GET"], name="admin_history")
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    since_s: float
+    until_s: float
+    points: int
+    kind: str | None
+
+    @classmethod
+    def of(cls, request: AnyRequest) -> "_Asked":
+        since_s = _seconds(request, "since", _DEFAULT_SINCE_S)
+        until_s = _seconds(request, "until", 0.0)
+        if since_s <= until_s:
+            text = f"since ({since_s:g} s ago) has to be before until ({until_s:g} s ago)"
+            raise BadRequest(f"{text}; both count back from now, in seconds or as 30m, 2h, 7d", param="since")
+        points = str(request.args.get("points", _DEFAULT_POINTS))
+        if not points.isdecimal() or not 1 <= int(points[:9]) <= MOST_POINTS:
+            raise BadRequest(f"points is {points[:60]!r}, but must be 1 to {MOST_POINTS}", param="points")
+        try:
+            kind = parse_kind(asked) if (asked := request.args.get("kind")) else None
+        except ValueError as error:
+            raise BadRequest(f"kind: {error}", param="kind") from None
+        return cls(since_s, until_s, int(points), kind)
+
+
+def _seconds(request: AnyRequest, name: str, default: float) -> float:
+    text = request.args.get(name)
+    try:
+        return default if text is None else float(parse_since(text))
+    except ValueError:
+        example = "seconds before now, like 3600, or 30m, 2h, 7d"
+        raise BadRequest(f"{name} is {text[:60]!r}, but must be {example}", param=name) from None
+
+
+def _history(journal: Journal, asked: _Asked) -> dict[str, Any]:
+    samples: list[read.SampleRow] = []
+    if box := journal.blackbox:
+        box.flush(_FLUSH_S)
+        samples = read.samples(box.path, asked.since_s, asked.points, until_s=asked.until_s)
+        entries = read.events(box.path, asked.since_s, asked.kind, until_s=asked.until_s, newest=asked.points)
+    else:
+        now = journal.now()
+        entries = [
+            entry
+            for entry in journal.recent()
+            if asked.until_s <= now - entry.at <= asked.since_s and asked.kind in (None, entry.event.kind)
+        ][-asked.points :]
+    return {
+        "since": asked.since_s,
+        "until": asked.until_s,
+        "samples": [
+            [round(one.at, 3), round(one.percent, 2), one.level, one.footprints, one.used, one.total] for one in samples
+        ],
+        "events": [entry_body(entry, journal.language) for entry in entries],
+    }
+
+
+def entry_body(entry: Entry, language: Language) -> dict[str, Any]:
+    """One event with its line in the log; ``event`` holds its own fields."""
+    event = entry.event
+    own = msgspec.json.decode(to_json(event))
+    kind = own.pop("kind")
+    return {
+        "id": entry.id,
+        "at": round(entry.at, 3),
+        "kind": kind,
+        "severity": logging.getLevelName(event.severity).lower(),
+        # The name of another process may hold bytes that are not text.
+        "text": line(event, language).encode("utf-8", "replace").decode(),
+        "event": own,
+    }

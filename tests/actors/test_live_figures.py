@@ -1,0 +1,159 @@
+"""What the page and the metrics show of living models: pins set at run time, tokens per second, failing readers."""
+
+import msgspec
+import pytest
+
+from plimsoll.actors import messages as m
+from plimsoll.actors.messages import State
+from plimsoll.actors.supervisor import Supervisor
+from plimsoll.errors import UnknownModel
+from plimsoll.journal import events as e
+from plimsoll.memory.levels import Thresholds
+from plimsoll.memory.sample import Level
+
+CHATTY = "fake:tokens_per_s=100,answer=la,length=100000"
+
+
+def pinned(system, model, yes):
+    return system.tell(lambda reply: m.PinModel(model, yes, reply)).next((m.ModelStatus, m.Failed))
+
+
+def load(system, model):
+    return system.tell(lambda reply: m.LoadModel(model, reply)).next(m.ModelStatus)
+
+
+def test_a_model_pinned_at_run_time_is_loaded_and_not_unloaded_for_being_idle(server):
+    system = server({"a": {"source": "fake:", "idle_ttl": "50ms"}, "b": {"source": "fake:", "idle_ttl": "50ms"}})
+    answer = pinned(system, "a", True)
+    assert (answer.name, answer.pinned) == ("a", True)
+    system.until_state("a", State.READY)
+    load(system, "b")
+    system.until_state("b", None)
+    status = system.model("a")
+    assert (status.state, status.pinned, status.idle_ttl_s) == (State.READY, True, None)
+    assert system.status().pinned == {"a"}
+
+
+def test_a_model_that_is_loaded_already_can_be_pinned_and_let_go(server):
+    system = server({"a": {"source": "fake:", "idle_ttl": "1s"}})
+    load(system, "a")
+    assert pinned(system, "a", True).state == State.READY
+    assert system.until(lambda: system.model("a").pinned, "the actor knows")
+    assert pinned(system, "a", False).pinned is False
+    system.until_state("a", None)
+
+
+def test_a_pin_of_the_entry_can_be_taken_back(server):
+    system = server({"a": {"source": "fake:", "pin": True, "idle_ttl": "50ms"}})
+    system.until_state("a", State.READY)
+    pinned(system, "a", False)
+    system.until_state("a", None)
+    load(system, "a")
+    system.until_state("a", None)
+    assert system.status().pinned == frozenset()
+
+
+def test_a_pin_outlives_the_actor_that_heard_it(server):
+    system = server({"a": "fake:"}, memory={"clear_after": "100ms"})
+    pinned(system, "a", True)
+    system.until_state("a", State.READY)
+    system.memory.percent = 99.0
+    system.until(lambda: not system.status().models, "an emergency ends it")
+    assert system.status().pinned == {"a"}
+    system.memory.percent = 30.0
+    assert system.until_state("a", State.READY).pinned
+
+
+def test_a_pinned_model_is_not_evicted_by_a_clean_up(server):
+    system = server(dict.fromkeys("abc", "fake:"))
+    for name in "abc":
+        load(system, name)
+    pinned(system, "a", True)
+    report = system.tell(m.CleanUpModels).next(m.CleanupReport)
+    assert report.unloaded == ["b"], "a is pinned, c was used last"
+
+
+def test_an_unknown_model_can_not_be_pinned(server):
+    failed = pinned(server({"a": "fake:"}), "nope", True)
+    assert isinstance(failed.error, UnknownModel)
+
+
+def test_tokens_per_second_are_those_of_the_model_that_generates(server):
+    system = server({"a": CHATTY, "b": "fake:"})
+    load(system, "b")
+    reply = system.chat("a")
+    reply.next(m.Delta)
+    rate = system.until(lambda: system.status().tokens_per_s.get("a"), "a rate")
+    assert 1 <= rate <= 110
+    assert set(system.status().tokens_per_s) == {"a"}
+    system.tell(lambda answer: m.UnloadModel("a", answer, 0.0)).next(m.ModelStatus)
+    assert system.status().tokens_per_s == {}
+
+
+def test_the_rate_falls_to_nothing_after_the_answer(server):
+    system = server({"a": "fake:tokens_per_s=100,answer=la,length=150"})
+    system.chat("a").ending()
+    system.until(lambda: not system.status().tokens_per_s, "no rate")
+
+
+class TestCounting:
+    """Message by message, without threads."""
+
+    @pytest.fixture
+    def boss(self, fakes, stage):
+        host = fakes.Host(stage)
+        models = fakes.Models(stage, host, {"a": ()})
+        return stage.start(
+            Supervisor,
+            models,
+            Thresholds(),
+            models.journal,
+            watchdog=stage.start(fakes.Mailbox),
+            start_model=models.start,
+            on_external=lambda _sample: None,
+            on_settled=lambda _name, _dense, _held: None,
+            clock=stage.now,
+            queue=4,
+            critical_grace_s=10.0,
+        )
+
+    def test_a_count_of_a_former_actor_is_not_taken_for_this_ones(self, boss, stage):
+        supervisor = stage.actor(boss)
+        slot = supervisor._slot("a")
+        for at, urn in ((1.0, slot.ref.actor_urn), (2.0, "urn:of-another"), (2.0, slot.ref.actor_urn)):
+            boss.tell(m.Counted("a", 10 if urn == "urn:of-another" else int(at), at, urn))
+        boss.tell(m.Counted("nobody", 1, 1.0, "urn"))
+        stage.drain()
+        assert slot.throughput.per_second == 1.0
+
+
+def recorded(system):
+    heard = []
+    system.system.journal.subscribe(lambda entry: heard.append(entry.event))
+    return heard
+
+
+def test_a_reader_that_fails_and_recovers_is_recorded(server, memory):
+    system = server({"a": "fake:"})
+    heard = recorded(system)
+    working = memory.__class__.__call__
+
+    def call(self, tracked=()):
+        return msgspec.structs.replace(working(self, tracked), failed=self.failed)
+
+    memory.__class__ = type("FailingMemory", (memory.__class__,), {"__call__": call, "failed": ("psi",)})
+    system.until(lambda: heard, "the failure")
+    memory.failed = ()
+    system.until(lambda: len(heard) == 2, "the recovery")
+    assert heard == [e.ReadersFailed(("psi",)), e.ReadersRecovered()]
+
+
+def test_memory_that_can_not_be_read_at_all_is_recorded_with_the_reason(server):
+    system = server({"a": "fake:"})
+    heard = recorded(system)
+    system.memory.error = OSError("no /proc here")
+    system.until(lambda: heard, "the failure")
+    system.memory.error = None
+    system.until(lambda: len(heard) == 2, "the recovery")
+    assert heard == [e.ReadersFailed((), "OSError: no /proc here"), e.ReadersRecovered()]
+    assert system.status().level == Level.NORMAL
