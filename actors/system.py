@@ -21,7 +21,7 @@ from plimsoll.engine.protocol import EngineOptions, ModelSource
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
-from plimsoll.memory.needs import ways_to_load
+from plimsoll.memory.needs import Weight, ways_to_load
 from plimsoll.memory.plan import Need
 from plimsoll.memory.sample import Sample, Sampler
 from plimsoll.memory.sources import SystemSampler, largest_others, oom_kills
@@ -98,8 +98,10 @@ class ActorSystem:
         Raises ``OSError`` or ``ValueError`` for files that can't be read.
         """
         weight = weigh_source(model.source, default_cache_dir(self._config))
-        if weight is None:
-            return ()
+        return () if weight is None else self.ways_for(model, weight)
+
+    def ways_for(self, model: CatalogModel, weight: Weight) -> tuple[Need, ...]:
+        """The ways to load ``model`` if it weighs that much."""
         engine = self._config.engine
         measured = {dense: self._footprints.get(footprint_key(model.source, dense), 0) for dense in (False, True)}
         return ways_to_load(

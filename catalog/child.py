@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO
 
 _TICK_S = 0.25
 
@@ -14,10 +15,13 @@ def run(module: str, *arguments: str, env: Mapping[str, str] | None = None, tick
 
     Returns ``None``, or where it failed the last line it wrote to stderr. Raises ``OSError`` where it can't be started.
     """
-    command = [sys.executable, "-P", "-m", "plimsoll.catalog.lifeline", module, *arguments]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments, no shell
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **(env or {})}
+            _command(module, *arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, **(env or {})},
         )
         try:
             while process.poll() is None:
@@ -31,10 +35,37 @@ def run(module: str, *arguments: str, env: Mapping[str, str] | None = None, tick
             process.wait()
             if process.stdin:
                 process.stdin.close()
-        if process.returncode == 0:
-            return None
-        errors.seek(0)
-        return _last_line(errors.read().decode("utf-8", "replace")) or f"it ended with exit code {process.returncode}"
+        return _failure(process.returncode, errors)
+
+
+def lines(module: str, *arguments: str) -> Iterator[str]:
+    """What ``python -m module arguments`` writes to stdout; closing the iterator kills it.
+
+    Raises ``OSError`` where it can't be started or fails, with the last line that it wrote to stderr.
+    """
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(  # noqa: S603 - as above
+            _command(module, *arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        with process:
+            try:
+                yield from process.stdout or ()
+                process.wait()
+            finally:
+                process.kill()
+        if failure := _failure(process.returncode, errors):
+            raise OSError(failure)
+
+
+def _command(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "plimsoll.catalog.lifeline", module, *arguments]
+
+
+def _failure(code: int, errors: IO[bytes]) -> str | None:
+    if code == 0:
+        return None
+    errors.seek(0)
+    return _last_line(errors.read().decode("utf-8", "replace")) or f"it ended with exit code {code}"
 
 
 def _last_line(text: str) -> str:

@@ -4,19 +4,20 @@ It keeps the file PROGRESS at "done total" in bytes, and writes the snapshot's f
 the last line on stderr.
 """
 
+import contextlib
 import io
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import errors, snapshot_download
 
 # What mlx-lm fetches, but no Python files and no pickles: a model's own code is never run.
-_PATTERNS = [
+PATTERNS = [
     "*.json",
     "model*.safetensors",
     "tokenizer.model",
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> int:
 def download(repo: str, *, offline: bool, report: Report) -> Path:
     """The repo's snapshot in huggingface_hub's cache; ``report`` gets bytes done and in all. Raises ``Refused``."""
     try:
-        return Path(snapshot_download(repo, allow_patterns=_PATTERNS, local_files_only=True))
+        return Path(snapshot_download(repo, allow_patterns=PATTERNS, local_files_only=True))
     except (OSError, errors.IncompleteSnapshotError):
         if offline or _hub_is_off():
             which = "models.offline" if offline else "$HF_HUB_OFFLINE"
@@ -64,14 +65,23 @@ def download(repo: str, *, offline: bool, report: Report) -> Path:
             ) from None
     except ValueError as error:
         raise Refused(f"{repo} is no usable repo id: {_line(error)}") from None
+    with told(repo):
+        return Path(snapshot_download(repo, allow_patterns=PATTERNS, tqdm_class=bar_class(report)))
+
+
+@contextlib.contextmanager
+def told(repo: str) -> Iterator[None]:
+    """What huggingface_hub raises over the network, as ``Refused`` with what to do."""
     try:
-        return Path(snapshot_download(repo, allow_patterns=_PATTERNS, tqdm_class=_bar_class(report)))
+        yield
     except errors.GatedRepoError:
         hint = f"accept its terms on the hub and give a token with `hf auth login` or $HF_TOKEN ({repo} is gated)"
     except errors.RepositoryNotFoundError:
         hint = f"there is no public repo {repo}; check its name, or give a token with $HF_TOKEN if it is private"
     except (OSError, ValueError) as error:
         hint = f"check the network and the free disk space ({type(error).__name__}: {_line(error)})"
+    else:
+        return
     raise Refused(hint)
 
 
@@ -83,7 +93,7 @@ def _hub_is_off() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def _bar_class(report: Report) -> type[Any]:
+def bar_class(report: Report) -> type[Any]:
     """A progress bar for huggingface_hub that draws nothing and reports bytes, from whatever thread it is told."""
     from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore] # noqa: PLC0415 - huggingface_hub brings it
 

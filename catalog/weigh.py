@@ -1,5 +1,6 @@
 """What a model on disk will take in memory, read from its headers alone."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ def weigh(folder: Path, adapter: Path | None = None) -> Weight:
         tensors |= read_tensors(file)
         if len(tensors) > MOST_TENSORS:
             raise ValueError(f"{folder} announces more than {MOST_TENSORS} tensors")
+    return weigh_tensors(config, tensors, _adapter_tensors(adapter) if adapter else {})
+
+
+def weigh_tensors(config: dict[str, Any], tensors: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> Weight:
+    """Weigh a model by its ``config.json`` and the headers of its files and of its adapter's. Raises ``ValueError``."""
     quantization = config.get("quantization") or config.get("quantization_config")
     stored = float32 = dense = 0
     for name, tensor in tensors.items():
@@ -53,16 +59,18 @@ def weigh(folder: Path, adapter: Path | None = None) -> Weight:
             dense += as_float32
         elif part == "weight":
             dense += 4 * scales.values * _group_size(quantization, module)
-    if adapter is not None:
-        file = adapter / "adapters.safetensors"
-        if not file.is_file():
-            raise ValueError(f"the adapter {adapter} has no {file.name}")
-        added = read_tensors(file).values()
-        values = sum(tensor.values for tensor in added)
-        stored += sum(tensor.nbytes for tensor in added)
+    for tensor in adapter.values():
+        stored += tensor.nbytes
         # On a CPU it may be added to the weights and be gone; until then it is there.
-        float32, dense = float32 + 4 * values, dense + 4 * values
+        float32, dense = float32 + 4 * tensor.values, dense + 4 * tensor.values
     return Weight(stored, float32, dense, _kv_values(config, len(tensors)), _context(config))
+
+
+def _adapter_tensors(adapter: Path) -> dict[str, Tensor]:
+    file = adapter / "adapters.safetensors"
+    if not file.is_file():
+        raise ValueError(f"the adapter {adapter} has no {file.name}")
+    return read_tensors(file)
 
 
 def _group_size(quantization: Any, module: str) -> int:

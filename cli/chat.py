@@ -33,6 +33,12 @@ def once(partner: Partner, prompt: str) -> None:
     _answer(partner, [{"role": "user", "content": prompt}])
 
 
+def whole(partner: Partner, prompt: str) -> str:
+    """The answer in one piece, for programs."""
+    answer = partner.client.chat(partner.model, [{"role": "user", "content": prompt}], partner.temperature)
+    return "".join(piece for piece in answer if not isinstance(piece, Note))
+
+
 def converse(partner: Partner) -> None:
     """Talk until the user leaves; an error of the server ends one answer and not the conversation."""
     with contextlib.suppress(ImportError):

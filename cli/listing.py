@@ -1,23 +1,32 @@
-"""Tables for the terminal."""
+"""Models, plans and clean-ups in words."""
 
-from pathlib import Path
 from typing import Any
 
-from plimsoll.catalog import Catalog, installed, size_bytes
+from plimsoll.cli.output import duration, table
+from plimsoll.journal.lines import size
 
-_HOUR_S = 3600
-_MINUTE_S = 60
+_VERDICTS = {
+    "load": "{model} fits: it would be loaded at once",
+    "evict": "{model} fits once {evict} is unloaded, which a load does by itself",
+    "wait": "{model} fits once a model that is being unloaded is gone; a load waits for that",
+    "refuse": "{model} does not fit now: {blockers}",
+    "never": "{model} can never be loaded on this machine",
+}
 
 
-def models_table(catalog: Catalog, cache_dir: Path, states: dict[str, str]) -> str:
-    """Name, kind, size, installed, state of every model offered."""
-    rows = []
-    for name in catalog.names():
-        source = catalog.find(name).source
-        size = size_bytes(source, cache_dir)
-        there = "yes" if installed(source, cache_dir) else "no"
-        rows.append([name, source.kind, "-" if size is None else _size(size), there, states.get(name, "-")])
-    return table(["NAME", "KIND", "SIZE", "INSTALLED", "STATE"], rows)
+def models_table(rows: list[dict[str, Any]]) -> str:
+    """What ``offer.offer`` found."""
+    cells = [
+        [
+            row["name"],
+            row["kind"],
+            "-" if row["size_bytes"] is None else size(row["size_bytes"]),
+            "yes" if row["installed"] else "no",
+            row["state"] or "-",
+        ]
+        for row in rows
+    ]
+    return table(["NAME", "KIND", "SIZE", "INSTALLED", "STATE"], cells, right="SIZE")
 
 
 def ps_table(running: list[dict[str, Any]]) -> str:
@@ -25,40 +34,69 @@ def ps_table(running: list[dict[str, Any]]) -> str:
     rows = [
         [
             one["name"],
-            one["state"],
+            state(one),
+            footprint(one),
             str(one["active"]),
             str(one["queued"]),
+            speed(one),
             str(one["pid"] or "-"),
-            "-" if one["idle_s"] is None else f"{_time(one['idle_s'])} ago",
-            "never" if one["pinned"] else "-" if one["unload_in_s"] is None else f"in {_time(one['unload_in_s'])}",
+            "-" if one["idle_s"] is None else f"{duration(one['idle_s'])} ago",
+            unloads(one),
         ]
         for one in running
     ]
-    return table(["NAME", "STATE", "ACTIVE", "QUEUED", "PID", "LAST USED", "UNLOADS"], rows)
+    head = ["NAME", "STATE", "MEMORY", "BUSY", "QUEUE", "TOK/S", "PID", "USED", "UNLOADS"]
+    return table(head, rows, right="MEMORY,BUSY,QUEUE,TOK/S,PID,USED")
+
+
+def state(one: dict[str, Any]) -> str:
+    """``ready``, or how far the load is: ``read 45%``."""
+    if one["state"] != "loading" or not one["stage"]:
+        return str(one["state"])
+    share = f" {100 * one['done_bytes'] // one['total_bytes']}%" if one["total_bytes"] else ""
+    return f"{one['stage']}{share}"
+
+
+def footprint(one: dict[str, Any]) -> str:
+    """What its worker holds."""
+    return size(one["footprint_bytes"]) if one.get("footprint_bytes") else "-"
+
+
+def speed(one: dict[str, Any]) -> str:
+    """Tokens per second just now."""
+    return f"{one['tokens_per_s']:.1f}" if one.get("tokens_per_s") else "-"
+
+
+def unloads(one: dict[str, Any]) -> str:
+    """When it will be unloaded for being idle."""
+    if one["pinned"]:
+        return "never"
+    return "-" if one["unload_in_s"] is None else f"in {duration(one['unload_in_s'])}"
+
+
+def loaded_line(one: dict[str, Any]) -> str:
+    """What became of a load."""
+    info = one["info"]
+    parts = [f"loaded in {info['load_s']:.1f} s on the {info['device']}" if info else "", footprint(one).strip("-")]
+    return f"{one['name']} is {one['state']}: {', '.join(part for part in parts if part)}"
+
+
+def plan_lines(plan: dict[str, Any]) -> str:
+    """What a load would do, and the figures that say why."""
+    names = {"evict": ", ".join(plan["evict"]), "blockers": "; ".join(plan["blockers"]) or "other programs hold memory"}
+    lines = [_VERDICTS[plan["verdict"]].format(model=plan["model"], **names)]
+    lines.append(f"  needs {plan['required_gb']:.1f} GB; {plan['available_gb']:.1f} GB are free to be granted")
+    if plan["evictable_gb"]:
+        lines[-1] += f", {plan['evictable_gb']:.1f} GB more with idle models unloaded"
+    if plan["verdict"] in ("load", "evict", "wait"):
+        lines.append(f"  memory would then be up to {plan['percent_after']:.0f}% full")
+        lines.append(f"  longest conversation that fits: {plan['longest_context']:,} tokens")
+    return "\n".join(lines)
 
 
 def cleanup_line(report: dict[str, Any]) -> str:
     """What a clean-up did, in one line."""
     names = ", ".join(report["unloaded"]) or "nothing"
-    freed, expected = _size(max(0, report["freed_bytes"])), _size(report["expected_bytes"])
+    freed, expected = size(max(0, report["freed_bytes"])), size(report["expected_bytes"])
     before, after = report["percent_before"], report["percent_after"]
-    return f"unloaded {names}: freed {freed} of {expected}, memory {before}% -> {after}%"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Columns as wide as they must be."""
-    lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def _time(seconds: float) -> str:
-    if seconds >= _HOUR_S:
-        return f"{seconds / _HOUR_S:.1f} h"
-    return f"{seconds / _MINUTE_S:.0f} min" if seconds >= _MINUTE_S else f"{seconds:.0f} s"
+    return f"unloaded {names}: freed {freed} of {expected}, memory {before:.1f}% -> {after:.1f}%"

@@ -32,7 +32,10 @@ MAY_USE = {
         *("engine.protocol", "engine.process", "engine.environment"),
     },
     "http": {"http", "actors", "memory", "journal", "catalog", "config", "errors", "engine.protocol", "logs"},
-    "cli": {"cli", "http.server", "actors.system", "memory", "journal", "catalog", "config", "errors", "logs"},
+    "cli": {
+        *("cli", "http.server", "actors.system", "memory", "journal", "catalog", "config", "errors", "logs"),
+        "engine.environment",
+    },
 }
 HEAVY = {"mlx", "mlx_lm", "transformers", "numpy"}
 MAY_NOT_LOAD = {

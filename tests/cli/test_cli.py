@@ -1,83 +1,33 @@
-"""The command line, run as its users run it."""
+"""The command line as a whole: configuration, exit codes, pipes, Ctrl-C."""
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
-import httpx
 import pytest
 import yaml
 
 from plimsoll import __version__, config
 
-DEADLINE_S = 20
 
-
-def plimsoll(*arguments, given="", **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "plimsoll", *arguments],
-        input=given,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=DEADLINE_S,
-        env={**os.environ, **environment},
-    )
-
-
-def write(folder, data, name="config.yaml"):
-    path = folder / name
-    path.write_text(yaml.safe_dump(data, sort_keys=False))
-    return str(path)
-
-
-def fails(done, code, *words):
-    """One line on stderr, nothing on stdout."""
-    assert (done.returncode, done.stdout) == (code, "")
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert all(word in done.stderr for word in words), done.stderr
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    """A server with a model that echoes, one that is slow and one that fails to load."""
-    folder = tmp_path_factory.mktemp("server")
-    entries = {
-        "echo": {"source": "fake:"},
-        "slow": {"source": "fake:tokens_per_s=5,answer=word,length=1000"},
-        "broken": {"source": "fake:fail_load=the file is torn"},
-    }
-    models = {"builtin": False, "cache_dir": str(folder), "entries": entries}
-    file = write(folder, {"server": {"port": 0, "keepalive": "100ms"}, "models": models})
-    command = [sys.executable, "-m", "plimsoll", "serve", "--config", file]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-        yield child.stdout.readline().split()[2].partition("/v1")[0]
-        # Twice: an answer that a failed test left running must not be waited for.
-        child.send_signal(signal.SIGTERM)
-        child.send_signal(signal.SIGINT)
-        child.wait(DEADLINE_S)
-
-
-def test_version_is_the_package_s():
+def test_version_is_the_package_s(plimsoll):
     assert plimsoll("version").stdout == f"{__version__}\n"
 
 
-def test_wrong_usage_exits_with_2():
+def test_wrong_usage_exits_with_2(plimsoll):
     assert plimsoll("serve", "--port", "70000").returncode == 2
     assert plimsoll("fly").returncode == 2
 
 
-def test_check_prints_yaml_that_load_accepts(tmp_path):
-    file = write(tmp_path, {"server": {"port": 4321}})
+def test_check_prints_yaml_that_load_accepts(shell, plimsoll, tmp_path):
+    file = shell.write(tmp_path, {"server": {"port": 4321}})
     done = plimsoll("check", "--config", file)
     assert done.returncode == 0
     assert file in done.stdout.splitlines()[0]
-    again = write(tmp_path, yaml.safe_load(done.stdout), "again.yaml")
+    again = shell.write(tmp_path, yaml.safe_load(done.stdout), "again.yaml")
     assert config.load(again) == config.load(file)
 
 
@@ -89,143 +39,131 @@ def test_check_prints_yaml_that_load_accepts(tmp_path):
         ({"models": {"dir": "/no/such/folder"}}, ["models.dir"]),
     ],
 )
-def test_check_names_the_bad_key_in_one_line(tmp_path, data, words):
-    fails(plimsoll("check", "--config", write(tmp_path, data)), 1, *words)
+def test_check_names_the_bad_key_in_one_line(shell, plimsoll, tmp_path, data, words):
+    shell.fails(plimsoll("check", "--config", shell.write(tmp_path, data)), 1, *words)
 
 
-def test_a_config_file_that_is_not_there_is_said_so():
-    fails(plimsoll("check", "--config", "/no/such.yaml"), 1, "/no/such.yaml")
+def test_a_config_file_that_is_not_there_is_said_so(shell, plimsoll):
+    shell.fails(plimsoll("check", "--config", "/no/such.yaml"), 1, "/no/such.yaml")
 
 
-def test_serve_with_its_port_in_use_fails_in_one_line(url, tmp_path):
+def test_serve_with_its_port_in_use_fails_in_one_line(shell, plimsoll, url, tmp_path):
     port = url.rpartition(":")[2]
-    file = write(tmp_path, {"models": {"builtin": False}})
-    fails(plimsoll("serve", "--config", file, "--port", port), 1, port, "in use", "--port")
+    file = shell.write(tmp_path, {"models": {"builtin": False}})
+    shell.fails(plimsoll("serve", "--config", file, "--port", port), 1, port, "in use", "--port")
 
 
 @pytest.mark.parametrize("command", [["chat", "echo", "--once", "hi"], ["ps"]])
-def test_without_a_server_the_exit_code_is_3_with_a_hint(command):
-    fails(plimsoll(*command, "--url", "http://127.0.0.1:1"), 3, "http://127.0.0.1:1", "plimsoll serve")
+def test_without_a_server_the_exit_code_is_3_with_a_hint(shell, plimsoll, command):
+    shell.fails(plimsoll(*command, "--url", "http://127.0.0.1:1"), 3, "http://127.0.0.1:1", "plimsoll serve")
 
 
-def test_a_url_that_is_none_is_said_to_be_one():
-    fails(plimsoll("ps", "--url", "ftp://x"), 3, "is not a URL")
+def test_a_url_that_is_none_is_said_to_be_one(shell, plimsoll):
+    shell.fails(plimsoll("ps", "--url", "ftp://x"), 3, "is not a URL")
 
 
-def test_the_url_may_come_from_the_environment(url):
+def test_the_url_may_come_from_the_environment(plimsoll, url):
     assert plimsoll("ps", PLIMSOLL_URL=url).returncode == 0
 
 
-def test_models_lists_kind_install_state_and_state(url, tmp_path):
-    entries = {"echo": {"source": "fake:"}, "gone": {"source": "org/name"}}
-    file = write(tmp_path, {"models": {"builtin": False, "cache_dir": str(tmp_path), "entries": entries}})
-    plimsoll("chat", "echo", "--once", "hi", "--url", url)
-    head, echo, gone = plimsoll("models", "--config", file, "--url", url).stdout.splitlines()
-    assert head.split() == ["NAME", "KIND", "SIZE", "INSTALLED", "STATE"]
-    assert echo.split() == ["echo", "fake", "-", "yes", "ready"]
-    assert gone.split() == ["gone", "repo", "-", "no", "-"]
+def test_check_for_programs_has_file_doubts_and_config(shell, plimsoll, tmp_path):
+    entries = {"big": {"source": "fake:hold=90000000MiB"}}
+    file = shell.write(tmp_path, {"models": {"builtin": False, "entries": entries}})
+    told = json.loads(plimsoll("check", "--json", "--config", file).stdout)
+    assert told["file"] == file
+    assert "big" in told["doubts"][0]
+    assert config.parse(told["config"]) == config.load(file)
 
 
-def test_models_works_without_a_server(tmp_path):
-    file = write(tmp_path, {"models": {"builtin": False, "entries": {"echo": {"source": "fake:"}}}})
-    done = plimsoll("models", "--config", file, "--url", "http://127.0.0.1:1")
-    assert (done.returncode, "echo" in done.stdout) == (0, True)
-    assert "no server" in done.stderr
+def test_version_for_programs(plimsoll):
+    assert json.loads(plimsoll("version", "--json").stdout) == {"version": __version__}
 
 
-def test_ps_shows_what_runs_for_people_and_for_programs(url):
-    plimsoll("chat", "echo", "--once", "hi", "--url", url)
-    table = plimsoll("ps", "--url", url).stdout
-    (running,) = [one for one in json.loads(plimsoll("ps", "--json", "--url", url).stdout) if one["name"] == "echo"]
-    assert running["state"] == "ready"
-    assert str(running["pid"]) in table
-    assert "broken" not in table
-    assert "in 15 min" in table
+def test_options_before_the_command_hold_for_it_and_those_behind_it_win(plimsoll, url, no_server):
+    assert plimsoll("--url", url, "ps").returncode == 0
+    assert plimsoll("--url", no_server, "ps").returncode == 3
+    assert plimsoll("--url", no_server, "ps", "--url", url).returncode == 0
+    assert plimsoll("ps", "--url", url, PLIMSOLL_URL=no_server).returncode == 0
 
 
-def test_chat_answers_one_prompt_from_the_option_or_a_pipe(url):
-    assert plimsoll("chat", "echo", "--once", "hello there", "--url", url).stdout == "hello there\n"
-    assert plimsoll("chat", "echo", "--url", url, given="hello you\n").stdout == "hello you\n"
+def test_the_config_names_the_server_where_nothing_else_does(shell, plimsoll, url, tmp_path):
+    file = shell.write(tmp_path, {"server": {"port": int(url.rpartition(":")[2])}})
+    assert plimsoll("ps", "--config", file).returncode == 0
+    assert plimsoll("--config", file, "ps").returncode == 0
+    assert plimsoll("ps", PLIMSOLL_CONFIG=file).returncode == 0
 
 
-def test_chat_takes_the_first_model_when_none_is_named(url):
-    assert plimsoll("chat", "--once", "hello", "--url", url).stdout == "hello\n"
+def test_a_server_that_is_not_plimsoll_is_one_line(shell, plimsoll):
+    with shell.answering(lambda _: (200, b"<html>hello</html>")) as (url, _):
+        shell.fails(plimsoll("ps", "--url", url), 3, url)
 
 
-def test_chat_tells_the_server_s_error_in_one_line(url):
-    fails(plimsoll("chat", "nope", "--once", "hi", "--url", url), 1, "nope")
-    fails(plimsoll("chat", "broken", "--once", "hi", "--url", url), 1, "the file is torn")
+@pytest.mark.parametrize("command", [["events", "--json"], ["check"], ["--help"], ["models"]])
+def test_a_reader_that_leaves_early_is_no_error(shell, tmp_path, command):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as pipe:
+        environment = {**os.environ, "XDG_STATE_HOME": str(_black_box(tmp_path))}
+        done = subprocess.run(
+            [*shell.PLIMSOLL, *command], stdout=pipe, stderr=subprocess.PIPE, check=False, text=True, env=environment
+        )
+    assert done.returncode in (0, 1) if command == ["--help"] else done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
 
 
-def test_chat_with_an_empty_pipe_is_wrong_usage(url):
-    assert plimsoll("chat", "echo", "--url", url).returncode == 2
+def _black_box(folder):
+    from plimsoll.journal import events
+    from plimsoll.journal.blackbox import BlackBox
+
+    box = BlackBox(folder / "plimsoll" / "blackbox.sqlite")
+    box.start()
+    for _ in range(2000):
+        box.event(events.ServerStopped("asked to stop " * 10))
+    box.close("stopped", 20)
+    return folder
 
 
-class Terminal:
-    """``plimsoll chat`` on a pseudo-terminal."""
-
-    def __init__(self, *arguments):
-        # Its own session with the terminal as the controlling one, so that Ctrl-C arrives as for a person.
-        self._pid, self._fd = pty.fork()
-        if self._pid == 0:
-            os.environ["TERM"] = "dumb"
-            os.execv(sys.executable, [sys.executable, "-m", "plimsoll", "chat", *arguments])
-        self.seen = ""
-
-    def types(self, text):
-        os.write(self._fd, text.encode())
-
-    def shows(self, text):
-        """Wait for ``text``; what came before it is dropped."""
-        until = time.monotonic() + DEADLINE_S
-        while text not in self.seen:
-            ready, _, _ = select.select([self._fd], [], [], max(0, until - time.monotonic()))
-            assert ready, f"{text!r} did not come; there is {self.seen!r}"
-            self.seen += os.read(self._fd, 65536).decode("utf-8", "replace")
-        self.seen = self.seen.partition(text)[2]
-
-    def ends(self):
-        _, status = os.waitpid(self._pid, 0)
-        os.close(self._fd)
-        return os.waitstatus_to_exitcode(status)
+def test_a_full_disk_behind_stdout_is_one_line(shell):
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*shell.PLIMSOLL, "version"], stdout=full, stderr=subprocess.PIPE, check=False, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "No space left" in done.stderr
 
 
-@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")  # pty.fork, then exec at once
-def test_chat_at_a_terminal_keeps_going_through_errors_resets_and_ctrl_c(url):
-    terminal = Terminal("slow", "--url", url)
-    terminal.shows("/exit")
-    terminal.shows("> ")
-    terminal.types("tell me\n")
-    terminal.shows("word word")
-    terminal.types("\x03")
-    terminal.shows("> ")
-    terminal.types("/what\n")
-    terminal.shows("/reset")
-    terminal.shows("> ")
-    terminal.types("/reset\n")
-    terminal.shows("> ")
-    terminal.types("\x03")
-    terminal.shows("> ")
-    terminal.types("/exit\n")
-    assert terminal.ends() == 0
-    assert _until_idle(url, "slow"), "Ctrl-C did not cancel the answer"
+def test_ctrl_c_ends_a_command_quietly_with_130(shell, url):
+    command = [*shell.PLIMSOLL, "chat", "slow", "--once", "hi", "--url", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout.read(4) == "word"
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=shell.DEADLINE_S)
+    assert (child.returncode, errors) == (130, "")
 
 
-@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")  # pty.fork, then exec at once
-def test_chat_at_a_terminal_survives_a_failing_model_and_leaves_at_ctrl_d(url):
-    terminal = Terminal("broken", "--url", url)
-    terminal.shows("> ")
-    terminal.types("hi\n")
-    terminal.shows("the file is torn")
-    terminal.shows("> ")
-    terminal.types("\x04")
-    assert terminal.ends() == 0
+def completions(plimsoll, words, **environment):
+    asked = {"_PLIMSOLL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    return plimsoll(**asked, **environment).stdout.split()
 
 
-def _until_idle(url, name):
-    until = time.monotonic() + DEADLINE_S
-    while time.monotonic() < until:
-        states = {one["name"]: one["state"] for one in httpx.get(f"{url}/admin/models").json()["models"]}
-        if states[name] != "busy":
-            return True
-    return False
+def test_the_shell_completes_commands_models_and_kinds_of_events(shell, plimsoll, url, no_server, tmp_path):
+    assert completions(plimsoll, "plimsoll unp") == ["unpin"]
+    assert completions(plimsoll, "plimsoll unload ec", PLIMSOLL_URL=url) == ["echo"]
+    assert completions(plimsoll, f"plimsoll unload --url {url} sl") == ["slow"]
+    assert completions(plimsoll, "plimsoll events --kind level") == ["level_changed"]
+    file = shell.write(tmp_path, {"models": {"builtin": False, "entries": {"mine": {"source": "fake:"}}}})
+    assert completions(plimsoll, "plimsoll plan m", PLIMSOLL_CONFIG=file) == ["mine"]
+    assert completions(plimsoll, "plimsoll plan m", PLIMSOLL_CONFIG=file, PLIMSOLL_URL=no_server) == ["mine"]
+    assert completions(plimsoll, "plimsoll plan m", PLIMSOLL_CONFIG="/no/such.yaml") == []
+
+
+def test_no_client_command_imports_what_makes_it_slow():
+    code = """
+import sys
+from pathlib import Path
+from plimsoll.cli.link import Link
+from plimsoll.cli import app, listing, client
+heavy = {"mlx", "numpy", "sanic", "pykka", "rich.live", "huggingface_hub", "plimsoll.catalog"}
+sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,40 @@
+"""A server for all tests of the command line."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shell():
+    """The module that runs commands and servers."""
+    spec = importlib.util.spec_from_file_location("shell", Path(__file__).with_name("shell.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def plimsoll(shell):
+    return shell.plimsoll
+
+
+@pytest.fixture(scope="module")
+def url(shell, tmp_path_factory):
+    """A server with a model that echoes, one that is slow, one that fails to load and one that never fits."""
+    entries = {
+        "echo": {"source": "fake:"},
+        "other": {"source": "fake:hold=64MiB"},
+        "slow": {"source": "fake:tokens_per_s=20,answer=word,length=1000"},
+        "broken": {"source": "fake:fail_load=the file is torn"},
+        "huge": {"source": "fake:hold=90000000MiB"},
+    }
+    with shell.serving(tmp_path_factory.mktemp("server"), entries) as url:
+        yield url
+
+
+@pytest.fixture
+def no_server():
+    """A URL where nobody answers."""
+    return "http://127.0.0.1:1"
