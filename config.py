@@ -15,7 +15,7 @@ import msgspec
 import yaml
 
 from plimsoll.errors import ConfigError
-from plimsoll.units import Bytes, Seconds, quantity
+from plimsoll.units import Bytes, Seconds, Secret, from_yaml, to_plain
 
 _LEAST_BYTES = 64 * 1024 * 1024
 _SHORT = reprlib.Repr()
@@ -36,6 +36,22 @@ class ServerConfig(Section, frozen=True):
     max_body: Bytes
     keepalive: Seconds
     shutdown_grace: Seconds
+
+
+class ApiKey(Section, frozen=True):
+    """One key and what it may do: exactly one of ``key``, ``env`` (a variable's name) and ``file`` holds it."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+    role: Literal["read", "user", "admin"]
+    key: Secret | None = None
+    env: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    file: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+
+
+class AccessConfig(Section, frozen=True):
+    keys: list[ApiKey]
+    hosts: list[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]+$", max_length=253)]]
+    origins: list[Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*://[^/\s]+$", max_length=300)]]
 
 
 class MemoryConfig(Section, frozen=True):
@@ -91,6 +107,7 @@ class Config(Section, frozen=True):
     """The whole effective configuration."""
 
     server: ServerConfig
+    access: AccessConfig
     memory: MemoryConfig
     models: ModelsConfig
     engine: EngineConfig
@@ -112,7 +129,7 @@ def parse(user: dict[str, Any], origin: str = "config") -> Config:
     """``user``'s keys merged over the defaults and validated; ``origin`` names the file in errors."""
     merged = _merge(defaults(), user)
     try:
-        config = msgspec.convert(merged, Config, dec_hook=quantity)
+        config = msgspec.convert(merged, Config, dec_hook=from_yaml)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{origin}: {_explain(error, merged)}") from None
     _check_sense(config, origin)
@@ -137,8 +154,8 @@ def find_user_file(explicit: str | os.PathLike[str] | None = None) -> Path | Non
 
 
 def to_yaml(config: Config) -> str:
-    """``config`` as YAML that ``load`` accepts."""
-    plain = msgspec.to_builtins(config, enc_hook=lambda value: int(value) if isinstance(value, Bytes) else float(value))
+    """``config`` as YAML that ``load`` accepts, but for secrets, which are not shown."""
+    plain = msgspec.to_builtins(config, enc_hook=to_plain)
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
@@ -164,7 +181,7 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: is not YAML: {_yaml_problem(error)}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}") from None
     except RecursionError:
@@ -177,6 +194,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must be a mapping of sections, not {type(data).__name__}")
     return data
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the line itself, which may hold a key."""
+    if not isinstance(error, yaml.MarkedYAMLError) or (mark := error.problem_mark) is None:
+        return "it holds a character that YAML does not allow"
+    # These two quote a value's beginning: an alias (*...) or a tag (!...).
+    told = not isinstance(error, yaml.composer.ComposerError | yaml.constructor.ConstructorError)
+    what = error.problem if told else "an alias or a tag that is not known; put the value between quotes"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {what}"
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -201,6 +228,10 @@ def _explain(error: msgspec.ValidationError, data: Any) -> str:
         return f"{_join(path, unknown[1])}: unknown key; see config.yaml for the keys there are"
     if missing := re.search(r"missing required field `(.+)`", text):
         return f"{_join(path, missing[1])}: this key is required"
+    if path == "access" or path.startswith("access.keys"):
+        # Never the value: somebody may have written a key where it does not belong.
+        allowed = "read, user or admin" if path.endswith(".role") else text.removeprefix("Expected ").replace("`", "")
+        return f"{path}: what stands there is not allowed, expected {allowed}"
     if "[...]" in path:
         path, value = _offender(path, data)
     else:
@@ -241,7 +272,7 @@ def _offender(path: str, data: Any) -> tuple[str, Any]:
     container = _at(before.strip(".").split("."), data)
     for name, entry in (container or {}).items():
         try:
-            msgspec.convert({name: entry}, dict[ModelName, ModelEntry], dec_hook=quantity)
+            msgspec.convert({name: entry}, dict[ModelName, ModelEntry], dec_hook=from_yaml)
         except msgspec.ValidationError:
             inner = after.strip(".")
             value = _at(inner.split("."), entry) if inner else (entry if isinstance(name, str) else name)
@@ -251,6 +282,7 @@ def _offender(path: str, data: Any) -> tuple[str, Any]:
 
 def _check_sense(config: Config, origin: str) -> None:
     """What types can't say: values that contradict each other."""
+    _check_keys(config.access.keys, origin)
     memory = config.memory
     steps = [
         (f"memory.{name}_percent", getattr(memory, f"{name}_percent")) for name in ("warning", "critical", "emergency")
@@ -267,3 +299,11 @@ def _check_sense(config: Config, origin: str) -> None:
             raise ConfigError(f"{origin}: {key}: {size} is not allowed, expected 64MiB or more")
     if config.server.max_body < 1024:
         raise ConfigError(f"{origin}: server.max_body: {config.server.max_body} is not allowed, expected 1KiB or more")
+
+
+def _check_keys(keys: list[ApiKey], origin: str) -> None:
+    for index, one in enumerate(keys):
+        if sum(place is not None for place in (one.key, one.env, one.file)) != 1:
+            raise ConfigError(f"{origin}: access.keys[{index}] ({one.name}): expected exactly one of key, env and file")
+        if one.name in {other.name for other in keys[:index]}:
+            raise ConfigError(f"{origin}: access.keys[{index}].name: {one.name!r} is there twice")

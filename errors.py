@@ -5,7 +5,11 @@ PlimsollError
 ├── BadRequest            400   the caller can mend it; names the parameter
 │   ├── ContextTooLong    400   prompt longer than the model's context
 │   ├── UnknownModel      404
-│   └── BodyTooLarge      413
+│   ├── BodyTooLarge      413
+│   └── HeadersTooLarge   431
+├── Unauthorized          401   no API key, or none of this server's
+├── Forbidden             403   the key's role is too low, or a web page of another origin asks
+├── TooManyRequests       429   the key's request rate is used up; Retry-After
 ├── QueueFull             429   the model's queue is at its bound; Retry-After
 ├── Unavailable           503   try again later; Retry-After
 │   ├── LoadFailed              a model's files can't be fetched, converted or loaded
@@ -68,6 +72,29 @@ class UnknownModel(BadRequest):
 class BodyTooLarge(BadRequest):
     status = 413
     code = "body_too_large"
+
+
+class HeadersTooLarge(BadRequest):
+    status = 431
+    code = "headers_too_large"
+
+
+class Unauthorized(PlimsollError):
+    status = 401
+    code = "invalid_api_key"
+    type = "invalid_request_error"
+
+
+class Forbidden(PlimsollError):
+    status = 403
+    code = "forbidden"
+    type = "permission_error"
+
+
+class TooManyRequests(PlimsollError):
+    status = 429
+    code = "rate_limit_exceeded"
+    type = "rate_limit_error"
 
 
 class QueueFull(PlimsollError):

@@ -43,6 +43,8 @@ for part in (server_commands, talk_commands, model_commands, watch_commands, car
 
 def run() -> None:
     """Run, with every expected error as one line on stderr."""
+    # What is written (logs, black box, caches; the workers' too) is for the owner's eyes only.
+    os.umask(0o077)
     try:
         app(prog_name="plimsoll")
     except PlimsollError as error:

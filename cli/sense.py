@@ -6,13 +6,15 @@ from plimsoll.actors.system import ActorSystem
 from plimsoll.catalog import Catalog, CatalogModel
 from plimsoll.config import Config
 from plimsoll.errors import ConfigError
+from plimsoll.http.keys import read_keys
 from plimsoll.memory import sources
 from plimsoll.memory.needs import Weight
 from plimsoll.memory.report import GIB
 
 
 def refuse_nonsense(config: Config, total_bytes: int | None = None) -> None:
-    """Raise ``ConfigError`` for a memory limit that this machine does not have."""
+    """Raise ``ConfigError`` for a memory limit or a key's place that this machine does not have."""
+    read_keys(config.access.keys)
     total_bytes = psutil.virtual_memory().total if total_bytes is None else total_bytes
     limit = config.memory.limit
     if limit is not None and limit > total_bytes:

@@ -25,6 +25,10 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = None,
     file: ConfigFile = None,
+    *,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let other machines use and administer it without a key.")
+    ] = False,
 ) -> None:
     """Start the server."""
     # No other command needs any of these, and they take a third of a second.
@@ -45,6 +49,8 @@ def serve(
         _log.warning("%s", doubt)
     # Bind before the fetch: a port in use should not show after a minute.
     with server.bind(effective.server.host, effective.server.port) as sock:
+        if not insecure:
+            server.refuse_open(effective, sock)
         if effective.models.builtin:
             fetch_builtin_model(effective)
         server.serve(effective, catalog, sock)

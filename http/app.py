@@ -10,6 +10,7 @@ from plimsoll.config import Config
 from plimsoll.http import admin, anthropic, events, health, history, ollama, openai, openapi
 from plimsoll.http.errors import JsonErrors
 from plimsoll.http.front import Actors, App, Front, ModelCatalog
+from plimsoll.http.gate import Gate
 
 # Sanic's response timeout is the longest gap between two sends; loads and prefills have no bound of their own.
 _NO_LIMIT_S = 10 * 365 * 86400
@@ -18,7 +19,7 @@ _numbers = itertools.count(1)
 
 
 def build(config: Config, system: Actors, catalog: ModelCatalog) -> App:
-    """The app, with its ``Front`` at ``app.ctx.front``. Actors start before it serves and stop after."""
+    """The app, with ``app.ctx.front`` and ``app.ctx.gate``. Actors start before it serves and stop after."""
     # Sanic keeps a registry of names, and reads SANIC_* from the environment unless told not to.
     app: App = Sanic(
         f"plimsoll-{next(_numbers)}",
@@ -39,6 +40,8 @@ def build(config: Config, system: Actors, catalog: ModelCatalog) -> App:
     )
     front = Front(config, system, catalog)
     app.ctx.front = front
+    app.ctx.gate = gate = Gate(config)
+    app.register_middleware(gate.mark_origin, "response")
     app.register_middleware(front.refuse_when_stopping, "request")
     for part in (openai, anthropic, ollama, health, admin, events, history, openapi):
         part.add_routes(app, front)

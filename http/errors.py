@@ -11,7 +11,15 @@ from sanic.exceptions import MethodNotAllowed, NotFound, PayloadTooLarge, SanicE
 from sanic.handlers import ErrorHandler
 from sanic.response import raw
 
-from plimsoll.errors import BodyTooLarge, InsufficientMemory, InternalError, NeverFits, PlimsollError
+from plimsoll.errors import (
+    BodyTooLarge,
+    HeadersTooLarge,
+    InsufficientMemory,
+    InternalError,
+    NeverFits,
+    PlimsollError,
+    Unauthorized,
+)
 from plimsoll.http.front import AnyRequest
 
 _log = logging.getLogger("plimsoll.http")
@@ -64,7 +72,11 @@ class JsonErrors(ErrorHandler):
             text = f"the request body is larger than the {limit} bytes that server.max_body allows"
             stream: Any = request.stream
             stream.request_max_size = stream.protocol.request_max_size = _SWALLOWED_BYTES
-        error = BodyTooLarge(text)
+            error: PlimsollError = BodyTooLarge(text)
+        else:
+            error = HeadersTooLarge(
+                f"the request's headers are larger than {request.app.config.REQUEST_MAX_HEADER_SIZE} bytes"
+            )
         return respond(error.status, envelope(error))
 
 
@@ -92,5 +104,7 @@ def _retry_after(seconds: float | None) -> dict[str, str]:
 
 def _headers(error: PlimsollError) -> dict[str, str]:
     # The official clients retry every 5xx unless told not to.
-    never = {"x-should-retry": "false"} if isinstance(error, NeverFits) else {}
-    return never | _retry_after(error.retry_after_s)
+    more = {"x-should-retry": "false"} if isinstance(error, NeverFits) else {}
+    if isinstance(error, Unauthorized):
+        more = {"WWW-Authenticate": "Bearer"}
+    return more | _retry_after(error.retry_after_s)

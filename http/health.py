@@ -19,6 +19,8 @@ from plimsoll.memory.sample import Level, Sample
 _TIMEOUT_S = 1.0
 _NEEDED_TIMEOUT_S = 5.0
 _GB = 2**30
+# What anybody may see where keys are needed.
+_SUMMARY = ("status", "memory", "level")
 _NAMES = {Level.NORMAL: "healthy", Level.WARNING: "warning", Level.CRITICAL: "critical", Level.EMERGENCY: "critical"}
 
 
@@ -42,9 +44,11 @@ class _Health:
     def __init__(self, front: Front) -> None:
         self._front = front
 
-    async def health(self, _request: AnyRequest) -> HTTPResponse:
+    async def health(self, request: AnyRequest) -> HTTPResponse:
         # At critical it also starts the clean-up; the Supervisor limits how often.
         body = health_body(self._front, await read_status(self._front, clean_up=True))
+        if request.ctx.caller is None:
+            body = {key: body[key] for key in _SUMMARY}
         return respond(503 if body["status"] == "critical" else 200, body)
 
     async def live(self, _request: AnyRequest) -> HTTPResponse:

@@ -27,7 +27,10 @@ from plimsoll.catalog import BUILTIN, Catalog
 from plimsoll.config import Config
 from plimsoll.errors import ConfigError
 from plimsoll.http.app import build
+from plimsoll.http.connection import Connection
 from plimsoll.http.front import App, Front
+from plimsoll.http.gate import is_open
+from plimsoll.http.keys import read_keys
 from plimsoll.journal import events
 from plimsoll.journal.blackbox import BlackBox
 from plimsoll.journal.journal import Journal
@@ -106,6 +109,17 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+def refuse_open(config: Config, sock: socket.socket) -> None:
+    """Raise ``ConfigError`` where other machines could use the server without a key."""
+    address = sock.getsockname()[0]
+    if is_open(read_keys(config.access.keys), address):
+        raise ConfigError(
+            f"{address} can be reached from other machines and no API key is configured: add one under access.keys, or"
+            " start with --insecure if everybody who reaches it may use and administer it",
+            param="access.keys",
+        )
+
+
 async def run(
     app: App, sock: socket.socket, on_start: Callable[[Callable[[], None]], None], on_serving: Callable[[], None]
 ) -> None:
@@ -113,6 +127,7 @@ async def run(
     front: Front = app.ctx.front
     stop = asyncio.Event()
     connections: set[Any] = set()
+    app.ctx.gate.bound_to(sock.getsockname()[0])
     # Without this Sanic sends an empty alt-svc header.
     app.state.server_info.append(ApplicationServerInfo({"version": HTTP.VERSION_1}))
     server = sanic_server(
@@ -120,6 +135,7 @@ async def run(
         None,
         app,
         sock=sock,
+        protocol=Connection,
         loop=asyncio.get_running_loop(),
         backlog=_BACKLOG,
         run_async=True,

@@ -31,9 +31,10 @@ MAY_USE = {
         *("actors", "memory", "journal", "catalog", "config", "errors"),
         *("engine.protocol", "engine.process", "engine.environment"),
     },
-    "http": {"http", "actors", "memory", "journal", "catalog", "config", "errors", "engine.protocol", "logs"},
+    "http": {"http", "actors", "memory", "journal", "catalog", "config", "errors", "units", "engine.protocol", "logs"},
     "cli": {
-        *("cli", "http.server", "actors.system", "memory", "journal", "catalog", "config", "errors", "logs"),
+        *("cli", "http.server", "http.keys", "actors.system", "memory", "journal", "catalog", "config", "errors"),
+        "logs",
         "engine.environment",
     },
 }

@@ -3,9 +3,15 @@
 import asyncio
 import contextlib
 import functools
+import json
 import queue
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -187,6 +193,51 @@ def http(server: RunningServer) -> Iterator[httpx.Client]:
 def client(server: RunningServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=DEADLINE_S) as made:
         yield made
+
+
+class Process:
+    """``plimsoll serve`` on a free port, with the real actors and a fake engine."""
+
+    def __init__(self, folder: Path, source: str = "fake:", grace: str = "10s", **sections: Any) -> None:
+        file = folder / "config.yaml"
+        models = {"builtin": False, "cache_dir": str(folder), "entries": {"tiny": {"source": source}}}
+        server = {"port": 0, "shutdown_grace": grace}
+        file.write_text(json.dumps({"server": server, "models": models, **sections}))
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "plimsoll", "serve", "--config", str(file)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+        )
+        assert self.child.stdout
+        self.try_line = self.child.stdout.readline()
+        self.url = self.try_line.split()[2].partition("/v1")[0]
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, float, str]:
+        """(exit code, seconds it took, stderr)"""
+        started = time.monotonic()
+        self.child.send_signal(number)
+        code = self.child.wait(DEADLINE_S)
+        assert self.child.stderr
+        return code, time.monotonic() - started, self.child.stderr.read()
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def start(**options: Any) -> Process:
+        started.append(Process(tmp_path, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.child.kill()
+        one.child.wait(DEADLINE_S)
+        for pipe in (one.child.stdout, one.child.stderr):
+            assert pipe
+            pipe.close()
 
 
 def says(*texts: str, reason: str = "stop", usage: Usage = USAGE) -> Script:
