@@ -5,18 +5,20 @@ from mlx_lm.generate import BatchGenerator
 
 from plimsoll.engine.kv_measure import leaves
 from plimsoll.engine.loading import Loaded
+from plimsoll.engine.pace import Pace
 
-# Tokens of prompts read per step while others stream, for their next token waits that long: few where reading is slow.
-_PREFILL_CHUNK = {"cpu": 64, "gpu": 512}
+# Tokens of prompts per step: the first guess while others stream, and what is read at once while nobody does.
+_FIRST_CHUNK = {"cpu": 16, "gpu": 128}
+_IDLE_CHUNK = {"cpu": 256, "gpu": 1024}
 _PREFILL_BATCH = 8
 
 
-def prefill_chunk(device: str) -> int:
-    """How many tokens of a prompt to read per step where the configuration does not say."""
-    return _PREFILL_CHUNK[device]
+def open_pace(device: str, chunk: int | None) -> Pace:
+    """The pace of a device; ``chunk`` is what the configuration wants read at once while others stream."""
+    return Pace(first=_FIRST_CHUNK[device], idle=_IDLE_CHUNK[device], fixed=chunk)
 
 
-def open_generator(loaded: Loaded, max_batch: int, chunk: int) -> BatchGenerator:
+def open_generator(loaded: Loaded, max_batch: int) -> BatchGenerator:
     metal = mx.metal.is_available()
     wired = mx.set_wired_limit(0) if metal else 0
     generator = BatchGenerator(
@@ -24,7 +26,6 @@ def open_generator(loaded: Loaded, max_batch: int, chunk: int) -> BatchGenerator
         stop_tokens=[(token,) for token in loaded.tokenizer.eos_token_ids],
         completion_batch_size=max_batch,
         prefill_batch_size=min(_PREFILL_BATCH, max_batch),
-        prefill_step_size=chunk,
     )
     if metal:
         # Its constructor wires up to 75 % of the machine's memory, per process; kernel panics have been reported.

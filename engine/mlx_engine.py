@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, GenerationBatch
@@ -13,10 +13,11 @@ from plimsoll.engine import loading, prompts
 from plimsoll.engine.allocator import give_back
 from plimsoll.engine.answer_parts import AnswerParts, Parts
 from plimsoll.engine.engine import Progress
-from plimsoll.engine.generator import open_generator, prefill_chunk, settle
+from plimsoll.engine.generator import open_generator, open_pace, settle
 from plimsoll.engine.kv_budget import KvBudget
 from plimsoll.engine.kv_measure import measure
 from plimsoll.engine.live import Live, advance, processors
+from plimsoll.engine.pace import Pace
 from plimsoll.engine.prompt_cache import PromptCache
 from plimsoll.engine.protocol import (
     ChatRequest,
@@ -28,20 +29,19 @@ from plimsoll.engine.protocol import (
     RequestError,
     Usage,
 )
+from plimsoll.engine.recall import Recall
 from plimsoll.engine.sampling import Samplers
 from plimsoll.engine.step_draft import StepDraft
 from plimsoll.engine.token_logprobs import TokenLogprobs
 from plimsoll.engine.waiting_line import WaitingLine
 from plimsoll.errors import BadRequest, InternalError
 
-# While nobody streams several prompts are read side by side: 8 short ones had their first token after 0.9 s, not 3.
-_IDLE_CHUNKS = 4
-
 
 @dataclass(frozen=True, slots=True)
 class _Model:
     loaded: loading.Loaded
     generator: BatchGenerator
+    pace: Pace
     budget: KvBudget
     prompts: prompts.PromptMaker
     logprobs: TokenLogprobs
@@ -63,9 +63,9 @@ class MlxEngine:
     def __init__(self, options: EngineOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
         self._clock = clock
-        self._chunk = 0
         self._model: _Model | None = None
         self._cache = PromptCache(options.prompt_cache_bytes)
+        self._recall = Recall(self._cache)
         self._samplers = Samplers()
         # The generator lets a batch grow above its bound while prompts are read, so waiting happens here. It also
         # finds more in the prompt cache the later it looks.
@@ -76,14 +76,14 @@ class MlxEngine:
 
     def load(self, path: Path, progress: Progress) -> ModelInfo:
         loaded = loading.load(path, self._options, progress)
-        self._chunk = self._options.prefill_chunk or prefill_chunk(loaded.info.device)
-        generator = open_generator(loaded, self._options.max_batch, self._chunk)
+        pace = open_pace(loaded.info.device, self._options.prefill_chunk)
+        generator = open_generator(loaded, self._options.max_batch)
         with mx.stream(generator.stream):
-            cost = measure(loaded.model, self._chunk)
+            cost = measure(loaded.model, pace.most)
         mx.clear_cache()
-        budget = KvBudget(self._options.kv_bytes, cost, context=loaded.info.context, chunk=self._chunk)
+        budget = KvBudget(self._options.kv_bytes, cost, context=loaded.info.context, chunk=pace.most_padding)
         maker = prompts.PromptMaker(loaded.tokenizer, loaded.info.context, loaded.info.vocab_size)
-        self._model = _Model(loaded, generator, budget, maker, TokenLogprobs(loaded.tokenizer))
+        self._model = _Model(loaded, generator, pace, budget, maker, TokenLogprobs(loaded.tokenizer))
         self._fit_cache(budget)
         return loaded.info
 
@@ -125,13 +125,18 @@ class MlxEngine:
         with mx.stream(generator.stream):
             self._admit(model)
             if self._live:
+                rows = sum(live.unread > 0 for live in self._live.values())
+                generator.prefill_step_size = model.pace.per_row(rows, streaming=self._streaming)
                 advance(generator, self._live)
+                began_s, before = self._clock(), sum(live.unread for live in self._live.values())
                 prefill, decoded = generator.next()
                 for read in prefill:
                     live = self._live[read.uid]
                     done, total = live.cached + read.progress[0], len(live.prompt.tokens)
                     live.unread = total - done
                     events.append(PrefillProgress(live.id, done, total))
+                count = before - sum(live.unread for live in self._live.values())
+                model.pace.note(self._clock() - began_s, read=count, decoded=len(decoded))
                 changed = any(read.end_of_prompt for read in prefill) or any(one.finish_reason for one in decoded)
                 while decoded:  # taken out, for the cache of one that has finished holds the whole old batch
                     self._take(decoded.pop(0), draft)
@@ -157,39 +162,47 @@ class MlxEngine:
 
     def _admit(self, model: _Model) -> None:
         """Let those who wait join, in their order, while the batch, the memory and this step's reading have room."""
-        budget = model.budget
-        streaming = any(live.unread == 0 for live in self._live.values())
-        room = self._chunk * (1 if streaming else _IDLE_CHUNKS)
-        reading = sum(min(live.unread, self._chunk) for live in self._live.values())
+        budget, generator = model.budget, model.generator
+        room = model.pace.room(streaming=self._streaming)
+        reading = sum(live.unread for live in self._live.values())
         while self._waiting and len(self._live) < self._options.max_batch:
             prompt = self._waiting.first.prompt
             if not budget.fits(prompt.wish):
                 for late in self._waiting.hold(self._clock()):
                     self._refuse(late.id, late.prompt, "insufficient_memory", budget.waited(late.prompt.wish))
                 return
-            layers, cached = self._cache.take(prompt.tokens)
-            unread = len(prompt.tokens) - cached
-            if reading and reading + min(unread, self._chunk) > room:
+            if reading and reading + min(len(prompt.tokens), room) > room:
                 break
-            reading += min(unread, self._chunk)
-            request_id = self._waiting.pop().id
-            (uid,) = model.generator.insert(
-                [prompt.tokens[cached:]],
-                [prompt.max_tokens],
-                caches=[layers],
-                all_tokens=[prompt.tokens[:cached]],
-                samplers=[self._samplers.sampler(prompt.sampling)],
-                logits_processors=[processors(prompt)],
-            )
-            detokenizer = model.loaded.tokenizer.detokenizer
-            if prompt.continues:
-                # It drops a space at the beginning of a text: here the text has begun with the prompt.
-                detokenizer.add_token(prompt.tokens[-1])
-                _ = detokenizer.last_segment
-            answer = AnswerParts(detokenizer, prompt.stop, prompt.layout)
-            self._live[uid] = Live(request_id, prompt, cached, unread, budget.join(uid, prompt.wish), answer)
-            self._fit_cache(budget)
+            layers, cached = self._recall.find(prompt.tokens, generator)
+            if self._recall.is_coming(prompt.tokens, cached, self._live.values()):
+                break
+            reading += len(prompt.tokens) - cached
+            self._join(model, self._waiting.pop().id, prompt, layers, cached)
         self._waiting.flow()
+
+    @property
+    def _streaming(self) -> bool:
+        """Somebody waits for every step."""
+        return any(live.unread == 0 for live in self._live.values())
+
+    def _join(self, model: _Model, request_id: str, prompt: prompts.Prompt, layers: Any, cached: int) -> None:
+        (uid,) = model.generator.insert(
+            [prompt.tokens[cached:]],
+            [prompt.max_tokens],
+            caches=[layers],
+            all_tokens=[prompt.tokens[:cached]],
+            samplers=[self._samplers.sampler(prompt.sampling)],
+            logits_processors=[processors(prompt)],
+        )
+        detokenizer = model.loaded.tokenizer.detokenizer
+        if prompt.continues:
+            # It drops a space at the beginning of a text: here the text has begun with the prompt.
+            detokenizer.add_token(prompt.tokens[-1])
+            _ = detokenizer.last_segment
+        answer = AnswerParts(detokenizer, prompt.stop, prompt.layout)
+        unread = len(prompt.tokens) - cached
+        self._live[uid] = Live(request_id, prompt, cached, unread, model.budget.join(uid, prompt.wish), answer)
+        self._fit_cache(model.budget)
 
     def _take(self, response: GenerationBatch.Response, draft: StepDraft) -> None:
         """One token of one request: what it says, and its ending where this was the last."""

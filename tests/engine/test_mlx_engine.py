@@ -510,3 +510,63 @@ def test_a_model_whose_cache_cannot_be_batched_is_refused_at_load(folder, monkey
     monkeypatch.setattr(loading, "make_prompt_cache", lambda _: [OddCache()])
     with pytest.raises(LoadFailed, match="type llama keeps a OddCache"):
         open_engine(folder)
+
+
+# ---- prompts that begin alike
+
+SYSTEM = "You are a careful assistant who answers in one short sentence. " * 4
+
+
+def asked(text, **rest):
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+    return ChatRequest(messages, helpers.GREEDY, **rest)
+
+
+def alone(folder, chat):
+    engine = open_engine(folder, prompt_cache_bytes=0)
+    run = Run(engine).submit("alone", chat).finish()
+    engine.close()
+    return run.texts["alone"]
+
+
+def test_a_beginning_that_several_prompts_share_is_read_once(folder):
+    engine = open_engine(folder, prompt_cache_bytes=0)
+    run = Run(engine)
+    for name in "abcd":
+        run.submit(name, asked(f"{name}?", max_tokens=12))
+    run.finish()
+    engine.close()
+    shared = len(engine_tokens(folder, SYSTEM))
+    assert run.usage["a"].cached_tokens == 0
+    assert all(run.usage[name].cached_tokens >= shared for name in "bcd")
+    assert all(run.texts[name] == alone(folder, asked(f"{name}?", max_tokens=12)) for name in "abcd")
+
+
+def test_the_beginning_of_a_running_answer_serves_who_comes_later(folder):
+    engine = open_engine(folder, prompt_cache_bytes=0)
+    run = Run(engine).submit("first", asked("one?", max_tokens=60))
+    while run.counts.get("first", 0) < 20:
+        run.step()
+    run.submit("second", asked("two?", max_tokens=12)).finish()
+    engine.close()
+    assert run.usage["second"].cached_tokens >= len(engine_tokens(folder, SYSTEM))
+    assert run.texts["second"] == alone(folder, asked("two?", max_tokens=12))
+    assert run.texts["first"] == alone(folder, asked("one?", max_tokens=60))
+
+
+def test_who_waits_for_a_shared_beginning_goes_on_when_its_reader_is_cancelled(folder):
+    engine = open_engine(folder, prompt_cache_bytes=0, prefill_chunk=16)
+    run = Run(engine).submit("reader", asked("one?", max_tokens=5)).submit("waits", asked("two?", max_tokens=5))
+    run.step()
+    assert "waits" not in run.prefill
+    engine.cancel("reader")
+    run.finish()
+    assert run.reasons == {"reader": "cancelled", "waits": "length"}
+    assert run.texts["waits"] == alone(folder, asked("two?", max_tokens=5))
+
+
+def engine_tokens(folder, text):
+    engine = open_engine(folder)
+    tokens = engine._model.loaded.tokenizer.encode(text)
+    engine.close()
+    return tokens

@@ -1,0 +1,72 @@
+"""What is known of a prompt before it is read: kept KV caches, and the rows of answers that are running now."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import BatchKVCache
+
+from plimsoll.engine.kv_measure import leaves
+from plimsoll.engine.live import Live
+from plimsoll.engine.prompt_cache import PromptCache, common_prefix
+
+# A shorter common beginning is read faster than it is copied.
+_WORTH_TOKENS = 16
+
+
+class Recall:
+    """Finds the longest beginning of a prompt whose KV cache is there already."""
+
+    def __init__(self, cache: PromptCache) -> None:
+        self._cache = cache
+
+    def find(self, tokens: list[int], generator: BatchGenerator) -> tuple[list[Any] | None, int]:
+        """Layers that hold the beginning of ``tokens``, and its length: at least the last token is left to read."""
+        layers, length = self._cache.take(tokens)
+        shared, common = _from_rows(tokens, generator)
+        if shared is not None and common >= length + _WORTH_TOKENS:
+            return shared, common
+        return layers, length
+
+    def is_coming(self, tokens: list[int], known: int, running: Iterable[Live]) -> bool:
+        """Whether a prompt that is being read will soon have more of ``tokens`` in common with it than ``known``.
+
+        Two agents' first requests share a long system prompt: the second waits for it and reads it not again.
+        """
+        for live in running:
+            read = len(live.prompt.tokens) - live.unread
+            if live.unread and min(common_prefix(live.prompt.tokens[:-1], tokens), len(tokens) - 1) >= (
+                max(read, known) + _WORTH_TOKENS
+            ):
+                return True
+        return False
+
+
+def _from_rows(tokens: list[int], generator: BatchGenerator) -> tuple[list[Any] | None, int]:
+    """The beginning of a running row, copied out."""
+    best: tuple[int, Any, int] = (0, None, 0)
+    for batch in (generator._generation_batch, generator._prompt_batch):  # noqa: SLF001 - mlx-lm is pinned
+        for row, known in enumerate(batch.tokens):
+            common = min(common_prefix(known, tokens), len(tokens) - 1)
+            if common > best[0] and _are_plain(batch.prompt_cache):
+                best = (common, batch, row)
+    common, batch, row = best
+    if common < _WORTH_TOKENS:
+        return None, 0
+    layers = [_beginning(layer, row, common) for layer in batch.prompt_cache]
+    # At once: an unevaluated copy holds the whole batch it is cut from.
+    mx.eval([layer.state for layer in layers])
+    return layers, common
+
+
+def _are_plain(layers: list[Any]) -> bool:
+    """Sliding windows and recurrent states can't be cut off at any token."""
+    return bool(layers) and all(type(layer) is BatchKVCache for layer in leaves(layers))
+
+
+def _beginning(layer: Any, row: int, length: int) -> Any:
+    view = copy.copy(layer)
+    view._idx = int(layer.left_padding[row].item()) + length  # noqa: SLF001 - as above; extract() copies up to here
+    return view.extract(row)
