@@ -94,6 +94,7 @@ class EngineConfig(Section, frozen=True):
     dequantize: Literal["auto", "always", "never"]
     blas: str
     stop_grace: Seconds | None
+    spare_worker: bool
 
 
 class LoggingConfig(Section, frozen=True):

@@ -57,10 +57,12 @@ class Admission:
         seats: Callable[[], Sequence[Seat]],
         tell: Callable[[str, m.Message], None],
         on_external: Callable[[Sample], None],
+        held_bytes: Callable[[str], int] = lambda _: 0,
     ) -> None:
         """``seats`` lists every living model as it is now, ``tell`` reaches a living model by its name.
 
-        ``on_external`` is called when a level was reached by others' memory; it must not block.
+        ``on_external`` is called when a level was reached by others' memory; it must not block. ``held_bytes`` says
+        what a load of a model holds already: the spare worker that it will use.
         """
         self._thresholds = thresholds
         self._journal = journal
@@ -69,6 +71,7 @@ class Admission:
         self._seats = seats
         self._tell = tell
         self._on_external = on_external
+        self._held_bytes = held_bytes
         self.level = Level.NORMAL
         self.sample: Sample | None = None
         self.sampled_at = clock()
@@ -315,7 +318,8 @@ class Admission:
 
     def _plan(self, request: _LoadRequest, seat: Seat, sample: Sample) -> m.Load | m.RefuseLoad | None:
         others = [one for one in self._seats() if one.name != seat.name]
-        decision = choose(request.needs, others, sample, self._thresholds.critical)
+        held = self._held_bytes(request.model)
+        decision = choose(request.needs, others, sample, self._thresholds.critical, held)
         match decision.plan.verdict:
             case "load":
                 self._load_seen_at = self._clock()

@@ -8,6 +8,7 @@
 | Supervisor | Watchdog | Subscribe, Track |
 | ModelActor | Supervisor | LoadRequested, StateChanged, Stays, RanOutOfMemory, ChildStopped, Handback, Counted |
 | worker reader thread | its ModelActor | FromWorker, WorkerExited |
+| spare worker's reader thread | Supervisor | SpareExited |
 | Watchdog | Supervisor | Sampled |
 | Watchdog | Supervisor, every ModelActor | MemoryNormal, MemoryWarning, MemoryCritical, MemoryEmergency |
 | timers | whoever set them | the message that was set |
@@ -19,6 +20,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 import pykka
 
+from plimsoll.engine.process import Worker
 from plimsoll.engine.protocol import Event, ModelInfo, Request, TokenLogprob, Usage
 from plimsoll.errors import PlimsollError
 from plimsoll.memory.plan import Need
@@ -205,9 +207,13 @@ class StopAll(Message, frozen=True):
 
 
 class Load(Message, frozen=True):
-    """Memory is granted for loading the model in this way; for fetching its files while they are not there."""
+    """Memory is granted for loading the model in this way; for fetching its files while they are not there.
+
+    ``spare`` is a worker that waits to be used; whom this reaches owns it.
+    """
 
     need: Need
+    spare: Worker | None = None
 
 
 class RefuseLoad(Message, frozen=True):
@@ -277,6 +283,12 @@ class ModelStatus(Message, frozen=True):
     mlx_bytes: int = 0
     info: ModelInfo | None = None
     error: str = ""
+
+
+class SpareExited(Message, frozen=True):
+    """A spare worker has ended; told also of one that was handed over in that moment."""
+
+    pid: int
 
 
 class StateChanged(Message, frozen=True):

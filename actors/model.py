@@ -151,8 +151,11 @@ class ModelActor(pykka.ThreadingActor):
         self._requests.fail_all(error)
         # pykka drops what is left in a dead actor's mailbox; a request there must still get its ending.
         while not self.actor_inbox.empty():
-            if isinstance(message := self.actor_inbox.get().message, m.Chat):
+            message = self.actor_inbox.get().message
+            if isinstance(message, m.Chat):
                 message.reply.send(m.Failed(error))
+            elif isinstance(message, m.Load) and message.spare:
+                message.spare.kill()
         m.tell(self._supervisor, m.ChildStopped(self._name, f"actor failed: {value!r}", self.actor_urn))
 
     def on_stop(self) -> None:
@@ -232,13 +235,15 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_load(self, message: m.Load) -> None:
         if not self._awaits_grant:
+            if message.spare:
+                message.spare.kill()
             return
         self._last_words = self._info = None
         need, source = message.need, self._settings.source
         options = msgspec.structs.replace(self._settings.options, kv_bytes=need.kv_bytes, dequantize=need.dequantize)
         load = p.LoadModel(source, options) if need.weights_bytes else p.FetchModel(source, options)
         try:
-            self._worker.start(load)
+            self._worker.start(load, message.spare)
         except OSError as error:
             self._fail(LoadFailed(f"no worker process can be started for {self._name}: {error}"))
 

@@ -15,6 +15,7 @@ from plimsoll.actors import messages as m
 from plimsoll.actors.admission import Admission
 from plimsoll.actors.messages import LOADED, SERVING, State
 from plimsoll.actors.slot import Slot
+from plimsoll.actors.spare import Spare
 from plimsoll.catalog import Catalog
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import InternalError, LoadFailed, PlimsollError, QueueFull, ShuttingDown, Unavailable
@@ -49,6 +50,7 @@ class Supervisor(pykka.ThreadingActor):
         start_model: StartModel,
         on_external: Callable[[Sample], None],
         on_settled: Callable[[str, bool, int], None],
+        spare: Spare,
         clock: Callable[[], float],
         queue: int,
         critical_grace_s: float,
@@ -60,6 +62,7 @@ class Supervisor(pykka.ThreadingActor):
         self._watchdog = watchdog
         self._start_model = start_model
         self._on_settled = on_settled
+        self._spare = spare
         self._clock = clock
         self._queue = queue
         self._slots: dict[str, Slot] = {}
@@ -77,6 +80,7 @@ class Supervisor(pykka.ThreadingActor):
             seats=lambda: [slot.seat() for slot in self._slots.values()],
             tell=self._tell_model,
             on_external=on_external,
+            held_bytes=self._held_bytes,
         )
         self._handlers: dict[type, Callable[[Any], object]] = {
             m.Chat: self._on_chat,
@@ -87,6 +91,7 @@ class Supervisor(pykka.ThreadingActor):
             m.Stays: lambda message: self._admission.on_stays(message.model),
             m.RanOutOfMemory: self._on_out_of_memory,
             m.ChildStopped: self._on_child_stopped,
+            m.SpareExited: self._on_spare_exited,
             m.Handback: lambda message: self._on_chat(message.chat),
             m.KeepAlive: lambda message: self._tell_model(message.model, message),
             m.GetStatus: self._on_get_status,
@@ -98,9 +103,9 @@ class Supervisor(pykka.ThreadingActor):
             m.PlanLoad: self._on_plan_load,
             m.StopAll: self._on_stop_all,
             m.MemoryNormal: self._on_memory_normal,
-            m.MemoryWarning: lambda message: self._admission.on_level(Level.WARNING, message.sample),
-            m.MemoryCritical: lambda message: self._admission.on_level(Level.CRITICAL, message.sample),
-            m.MemoryEmergency: lambda message: self._admission.on_level(Level.EMERGENCY, message.sample),
+            m.MemoryWarning: lambda message: self._on_raised(Level.WARNING, message.sample),
+            m.MemoryCritical: lambda message: self._on_raised(Level.CRITICAL, message.sample),
+            m.MemoryEmergency: lambda message: self._on_raised(Level.EMERGENCY, message.sample),
         }
 
     def on_start(self) -> None:
@@ -118,6 +123,7 @@ class Supervisor(pykka.ThreadingActor):
                 reply.send(m.Failed(InternalError("the server failed on this request; the log says why")))
 
     def on_stop(self) -> None:
+        self._spare.dismiss()
         error = ShuttingDown("the server is stopping", retry_after_s=5.0)
         self._admission.close(error)
         # pykka drops what is left in a dead actor's mailbox; a request there must still get its ending.
@@ -215,7 +221,9 @@ class Supervisor(pykka.ThreadingActor):
         if slot := self._slots.get(name):
             if isinstance(message, m.Load):
                 slot.need = message.need
-            m.tell(slot.ref, message)
+                message = self._with_spare(name, message)
+            if not m.tell(slot.ref, message) and isinstance(message, m.Load) and message.spare:
+                message.spare.kill()
 
     # ---- the models' lives
 
@@ -224,6 +232,8 @@ class Supervisor(pykka.ThreadingActor):
         if slot is None:
             return
         before, slot.status = slot.status, message.status
+        if before.state == State.LOADING and slot.status.state in SERVING:
+            self._order_spare(slot.status.name)
         if slot.status.state == State.STOPPING and before.pid is not None:
             self._admission.on_leaving(slot.seat(), "")
         if slot.status.pid is None:
@@ -296,6 +306,7 @@ class Supervisor(pykka.ThreadingActor):
         if message.sample is not None:
             for slot in self._slots.values():
                 self._measure(slot, message.sample)
+            self._spare.footprint_bytes = message.sample.footprints.get(self._spare.pid or 0, 0)
             self._journal.sample(message.sample, message.level)
         self._admission.on_sample(message.sample, message.level, message.seconds_to_critical)
         self._count_tokens()
@@ -340,7 +351,8 @@ class Supervisor(pykka.ThreadingActor):
             message.reply.send(m.Failed(Unavailable("memory has not been read yet; try again in a second")))
             return
         others = [slot.seat() for name, slot in self._slots.items() if name != message.model]
-        message.reply.send(choose(message.needs, others, self._admission.sample, self._thresholds.critical))
+        held = self._held_bytes(message.model)
+        message.reply.send(choose(message.needs, others, self._admission.sample, self._thresholds.critical, held))
 
     def _track(self) -> None:
         """Have the Watchdog measure the workers there are, fast while something is waited for."""
@@ -350,11 +362,37 @@ class Supervisor(pykka.ThreadingActor):
             for status in statuses
             if status.pid is not None
         )
+        if self._spare.pid:
+            workers += (Tracked(self._spare.pid),)
         loading = any(status.state == State.LOADING for status in statuses)
         track = m.Track(workers, hurry=loading or self._admission.hurried)
         if track != self._tracked:
             self._tracked = track
             m.tell(self._watchdog, track)
+
+    # ---- the spare worker
+
+    def _order_spare(self, model: str) -> None:
+        """A model has been loaded: the next one's worker is made ready, unless memory is wanted for better."""
+        if not self._stopping and self._admission.level == Level.NORMAL and self._spare.serves(model):
+            self._spare.order(self.actor_ref)
+
+    def _with_spare(self, model: str, load: m.Load) -> m.Load:
+        if not load.need.weights_bytes or not self._spare.serves(model):
+            return load
+        return m.Load(load.need, self._spare.take())
+
+    def _held_bytes(self, model: str) -> int:
+        """What a load of this model holds before it has begun."""
+        return self._spare.footprint_bytes if self._spare.serves(model) else 0
+
+    def _on_spare_exited(self, message: m.SpareExited) -> None:
+        self._spare.exited(message.pid)
+        self._finish_stop()
+
+    def _on_raised(self, level: Level, sample: Sample) -> None:
+        self._spare.dismiss()
+        self._admission.on_level(level, sample)
 
     # ---- the whole
 
@@ -362,6 +400,7 @@ class Supervisor(pykka.ThreadingActor):
         self._stopping = True
         self._stop_reply = message.reply
         self._admission.cancel_loads()
+        self._spare.dismiss()
         error = ShuttingDown("the server is stopping", retry_after_s=5.0)
         for slot in self._slots.values():
             while slot.waiting:
@@ -370,7 +409,7 @@ class Supervisor(pykka.ThreadingActor):
         self._finish_stop()
 
     def _finish_stop(self) -> None:
-        if self._stopping and not self._slots and self._stop_reply:
+        if self._stopping and not self._slots and self._spare.gone and self._stop_reply:
             self._stop_reply.send(None)
             self._stop_reply = None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.model import ModelActor, ModelSettings
+from plimsoll.actors.spare import Spare
 from plimsoll.actors.supervisor import Supervisor
 from plimsoll.actors.timers import ThreadTimers
 from plimsoll.actors.watchdog import Watchdog
@@ -18,6 +19,7 @@ from plimsoll.config import Config
 from plimsoll.engine.environment import compute_device, default_stop_grace_s, worker_environment
 from plimsoll.engine.process import OnEvent, OnExit, Worker, WorkerProcess
 from plimsoll.engine.protocol import EngineOptions, ModelSource
+from plimsoll.errors import UnknownModel
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
@@ -76,6 +78,7 @@ class ActorSystem:
             start_model=self._start_model,
             on_external=lambda sample: self._background.submit(self._note_external, sample),
             on_settled=self._on_settled,
+            spare=Spare(self._spawn_spare, self._has_use_of_spare),
             clock=self._timers.now,
             queue=self._config.models.queue,
             critical_grace_s=memory.critical_grace,
@@ -146,6 +149,15 @@ class ActorSystem:
 
         assert self._timers is not None  # noqa: S101 - started before the Supervisor
         return ModelActor.start(settings, supervisor, Effects(spawn, self._timers, self.journal, weigh))
+
+    def _spawn_spare(self, on_event: OnEvent, on_exit: OnExit) -> Worker:
+        return WorkerProcess(on_event, on_exit, worker_environment(self._config.engine.blas), oom_kills, warm=True)
+
+    def _has_use_of_spare(self, name: str) -> bool:
+        try:
+            return self._config.engine.spare_worker and self._catalog.find(name).source.kind != "fake"
+        except UnknownModel:
+            return False
 
     def _weigh(self, model: CatalogModel, on_weighed: OnWeighed) -> None:
         try:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from plimsoll.actors.messages import FromWorker, Message, Ref, WorkerExited, tell
 from plimsoll.actors.timers import Timers
 from plimsoll.engine.process import SpawnWorker, Worker
-from plimsoll.engine.protocol import Command, FetchModel, LoadModel, Shutdown
+from plimsoll.engine.protocol import Command, Event, FetchModel, LoadModel, Shutdown
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.plan import Need
@@ -51,14 +51,25 @@ class WorkerLife:
     def pid(self) -> int | None:
         return self._worker.pid if self._worker else None
 
-    def start(self, load: LoadModel | FetchModel) -> None:
-        """Start the next generation and have it load or fetch. Raises ``OSError`` when no process can be made."""
+    def start(self, load: LoadModel | FetchModel, spare: Worker | None = None) -> None:
+        """Start the next generation, from the ``spare`` one if there is one, and have it load or fetch.
+
+        Raises ``OSError`` when no process can be made.
+        """
         self._generation += 1
         generation, owner = self._generation, self._owner
-        self._worker = self._spawn(
-            lambda event: tell(owner, FromWorker(generation, event)),
-            lambda code, oom_killed: tell(owner, WorkerExited(generation, code, oom_killed)),
-        )
+
+        def on_event(event: Event) -> None:
+            tell(owner, FromWorker(generation, event))
+
+        def on_exit(code: int, oom_killed: bool) -> None:
+            tell(owner, WorkerExited(generation, code, oom_killed))
+
+        if spare is None:
+            self._worker = self._spawn(on_event, on_exit)
+        else:
+            self._worker = spare
+            spare.hand_over(on_event, on_exit)
         self._worker.send(load)
 
     def is_current(self, generation: int) -> bool:

@@ -35,6 +35,9 @@ class Worker(Protocol):
     def kill(self) -> None:
         """SIGKILL to the worker and what it started."""
 
+    def hand_over(self, on_event: OnEvent, on_exit: OnExit) -> None:
+        """Tell another from now on. An exit may be told twice around this moment, never not at all."""
+
 
 SpawnWorker = Callable[[OnEvent, OnExit], Worker]
 
@@ -52,8 +55,13 @@ class WorkerProcess:
         on_exit: OnExit,
         environment: Mapping[str, str] | None = None,
         count_oom_kills: Callable[[], int] = lambda: 0,
+        *,
+        warm: bool = False,
     ) -> None:
-        """Start the worker. Raises ``OSError`` when no process can be made."""
+        """Start the worker; a ``warm`` one imports the MLX engine at once. Raises ``OSError`` where it can't start."""
+        self._on_event = on_event
+        self._on_exit = on_exit
+        self._exit: tuple[int, bool] | None = None
         self._count_oom_kills = count_oom_kills
         self._oom_kills_before = count_oom_kills()
         ours, theirs = socket.socketpair()
@@ -61,7 +69,10 @@ class WorkerProcess:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - our own module, no shell
                     # -P: a file in the current folder must not shadow a module of the worker
-                    [sys.executable, "-P", "-m", "plimsoll.engine.worker", str(theirs.fileno())],
+                    [
+                        *(sys.executable, "-P", "-m", "plimsoll.engine.worker", str(theirs.fileno())),
+                        *(["warm"] if warm else []),
+                    ],
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
                     env={**os.environ, **(environment or {})},
@@ -74,7 +85,7 @@ class WorkerProcess:
         self.pid = self._process.pid
         self._socket = ours
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, args=(on_event, on_exit), name=f"read-{self.pid}", daemon=True).start()
+        threading.Thread(target=self._read, name=f"read-{self.pid}", daemon=True).start()
         threading.Thread(target=self._write, name=f"write-{self.pid}", daemon=True).start()
 
     def send(self, command: Command) -> None:
@@ -86,23 +97,30 @@ class WorkerProcess:
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
 
+    def hand_over(self, on_event: OnEvent, on_exit: OnExit) -> None:
+        self._on_event, self._on_exit = on_event, on_exit
+        # The reader notes the exit before it looks whom to tell: one of the two sees the other.
+        if self._exit:
+            on_exit(*self._exit)
+
     def _signal(self, number: signal.Signals) -> None:
         # Until it is reaped the pid can't be another's; poll() would reap and race with the reader's wait().
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
-    def _read(self, on_event: OnEvent, on_exit: OnExit) -> None:
+    def _read(self) -> None:
         try:
             for event in read_events(self._socket):
-                on_event(event)
+                self._on_event(event)
         except (ProtocolError, OSError):
             # Garbage on the socket: the worker can't be trusted with the next request.
             self.kill()
         finally:
             code = self._reap()
             self._outbox.put(None)
-            on_exit(code, self._oom_killed(code))
+            self._exit = code, self._oom_killed(code)
+            self._on_exit(*self._exit)
 
     def _reap(self) -> int:
         try:

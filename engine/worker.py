@@ -1,4 +1,4 @@
-"""The child process that owns one model: ``python -m plimsoll.engine.worker FD``.
+"""The child process that owns one model: ``python -m plimsoll.engine.worker FD [warm]``.
 
 Two threads. The reader parses commands and tokenises. The main thread is the step thread: it owns every MLX object,
 runs the batch and is the only one that writes to the socket. The process ends when the socket closes, so no worker
@@ -68,13 +68,13 @@ _Job = Command | RequestError | _Prepared
 
 
 def main() -> None:
-    """Serve one model on the socket whose descriptor is the only argument."""
+    """Serve one model on the socket whose descriptor is the first argument."""
     sock = socket.socket(fileno=int(sys.argv[1]))
     # A stray print of any library must not end up in the user's terminal as an answer would.
     os.dup2(2, 1)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)
-    Worker(sock).run()
+    Worker(sock).run(warm="warm" in sys.argv[2:])
     # Not sys.exit: tearing down an interpreter with MLX in it takes time, and the kernel frees it all the same.
     sys.stderr.flush()
     os._exit(0)
@@ -88,12 +88,17 @@ class Worker:
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._engine: Engine | None = None
 
-    def run(self) -> None:
-        """Load, then step until told to stop; every failure is told to the front before the process ends."""
+    def run(self, *, warm: bool = False) -> None:
+        """Load, then step until told to stop; every failure is told to the front before the process ends.
+
+        A ``warm`` worker does its imports before it is told what to load: they are most of a small model's load.
+        """
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         # Where a hard end is clean (Linux), SIGTERM keeps its default and is instant. Metal wants an orderly one.
         if sys.platform == "darwin":
             signal.signal(signal.SIGTERM, lambda *_: self._jobs.put(Shutdown()))
+        if warm:
+            import plimsoll.engine.mlx_engine  # noqa: F401, PLC0415 - on this thread, which will use it
         load = self._jobs.get()
         if not isinstance(load, LoadModel | FetchModel):
             return

@@ -94,11 +94,16 @@ class Decision(msgspec.Struct, frozen=True):
     plan: Plan
 
 
-def choose(needs: Sequence[Need], seats: Sequence[Seat], sample: Sample, critical_percent: float) -> Decision:
-    """The first way that fits as things are; if none does, the plan for the last one, which takes least."""
+def choose(
+    needs: Sequence[Need], seats: Sequence[Seat], sample: Sample, critical_percent: float, held_bytes: int = 0
+) -> Decision:
+    """The first way that fits as things are; if none does, the plan for the last one, which takes least.
+
+    ``held_bytes`` of what the load needs are in use already, for it.
+    """
     decision = None
     for need in needs:
-        decision = Decision(need, plan(need.total_bytes, seats, sample, critical_percent))
+        decision = Decision(need, plan(need.total_bytes, seats, sample, critical_percent, held_bytes))
         if decision.plan.verdict == "load":
             return decision
     if decision is None:
@@ -106,9 +111,12 @@ def choose(needs: Sequence[Need], seats: Sequence[Seat], sample: Sample, critica
     return decision
 
 
-def plan(need_bytes: int, seats: Sequence[Seat], sample: Sample, critical_percent: float) -> Plan:
-    """Whether ``need_bytes`` more fit below the critical line of every source, and whom to evict if not."""
-    distance = _distance_bytes(seats, sample, critical_percent)
+def plan(need_bytes: int, seats: Sequence[Seat], sample: Sample, critical_percent: float, held_bytes: int = 0) -> Plan:
+    """Whether ``need_bytes`` fit below the critical line of every source, and whom to evict if not.
+
+    ``held_bytes`` of them are in use already.
+    """
+    distance = _distance_bytes(seats, sample, critical_percent) + held_bytes
     room = max(0, distance)
     candidates = in_eviction_order(seats)
     evictable = sum(seat.gain_bytes for seat in candidates)
@@ -121,7 +129,7 @@ def plan(need_bytes: int, seats: Sequence[Seat], sample: Sample, critical_percen
         missing -= seat.gain_bytes
     gained = sum(seat.gain_bytes for seat in victims)
     binding = sample.binding
-    percent_after = 100.0 * (binding.used + need_bytes - gained + _claims(seats)) / binding.total
+    percent_after = 100.0 * (binding.used + need_bytes - held_bytes - gained + _claims(seats)) / binding.total
     figures = (need_bytes, room, evictable, round(max(0.0, percent_after), 1))
     smallest = min(reading.total for reading in sample.readings)
     if need_bytes > smallest * critical_percent / 100:

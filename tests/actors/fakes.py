@@ -186,6 +186,11 @@ class FakeWorker:
     def kill(self) -> None:
         self._told("kill")
 
+    def hand_over(self, on_event: OnEvent, on_exit: OnExit) -> None:
+        self._on_event, self._on_exit = on_event, on_exit
+        if self.dead:
+            on_exit(-9, False)
+
     def _told(self, how: str) -> None:
         if not self.dead:
             self.host.on_told(self, how)

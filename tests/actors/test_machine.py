@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.spare import Spare
 from plimsoll.actors.supervisor import Supervisor
 from plimsoll.actors.watchdog import Watchdog, _Taken
 from plimsoll.engine import protocol as p
@@ -121,6 +122,7 @@ class Machine(RuleBasedStateMachine):
             start_model=self.models.start,
             on_external=lambda _sample: None,
             on_settled=lambda _name, _dense, _held: None,
+            spare=Spare(self.host.spawn, lambda _name: False),
             clock=self.stage.now,
             queue=4,
             critical_grace_s=GRACE_S,

@@ -6,6 +6,7 @@ import pytest
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.messages import State
+from plimsoll.actors.spare import Spare
 from plimsoll.actors.supervisor import Supervisor
 from plimsoll.engine import protocol as p
 from plimsoll.errors import InsufficientMemory, InternalError, LoadFailed, ModelUnloaded, ShuttingDown, WorkerDied
@@ -19,6 +20,8 @@ NEED = Need(weights_bytes=10 * GIB, measured_bytes=10 * GIB, kv_bytes=GIB)
 
 class Boss:
     """A Supervisor and one model ``a`` beside an idle ``b``, moved by hand."""
+
+    spare_serves = ""
 
     def __init__(self, fakes: Any, stage: Any, **settings: Any) -> None:
         self.fakes, self.stage = fakes, stage
@@ -34,6 +37,7 @@ class Boss:
             start_model=self.models.start,
             on_external=lambda _sample: None,
             on_settled=lambda _name, _dense, _held: None,
+            spare=Spare(self.host.spawn, lambda name: name == self.spare_serves),
             clock=stage.now,
             queue=4,
             critical_grace_s=10.0,

@@ -151,3 +151,29 @@ def test_steps_that_hold_only_calls_reach_the_front(worker: Any) -> None:
     step = one.next(p.Step)
     assert step.calls == [p.ToolCallPart("a", 0, "f"), p.ToolCallPart("a", 0, "", "{}")]
     assert step.endings == [("a", "tool_calls", p.Usage(3, 1))]
+
+
+def test_a_warm_worker_tells_whom_it_was_handed_to() -> None:
+    first: queue.Queue[Any] = queue.Queue()
+    second: queue.Queue[Any] = queue.Queue()
+    worker = WorkerProcess(first.put, lambda *exit_: first.put(exit_), warm=True)
+    try:
+        worker.hand_over(second.put, lambda *exit_: second.put(exit_))
+        worker.send(p.LoadModel(p.ModelSource("a", "fake", "answer=hi"), OPTIONS))
+        while not isinstance(second.get(timeout=60), p.Ready):
+            pass
+    finally:
+        worker.kill()
+    while second.get(timeout=20) != (-signal.SIGKILL, False):
+        pass
+    assert first.empty()
+
+
+def test_an_exit_before_the_hand_over_is_told_to_both() -> None:
+    first: queue.Queue[Any] = queue.Queue()
+    second: queue.Queue[Any] = queue.Queue()
+    worker = WorkerProcess(first.put, lambda *exit_: first.put(exit_), warm=True)
+    worker.kill()
+    assert first.get(timeout=20) == (-signal.SIGKILL, False)
+    worker.hand_over(second.put, lambda *exit_: second.put(exit_))
+    assert second.get(timeout=1) == (-signal.SIGKILL, False)
