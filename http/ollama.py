@@ -3,7 +3,6 @@
 import struct
 
 from sanic import HTTPResponse
-from sanic.response import text
 
 from plimsoll.engine.protocol import Request
 from plimsoll.http import ollama_models, ollama_pull
@@ -40,7 +39,6 @@ def add_routes(app: App, front: Front) -> None:
     for path, method in _UNSUPPORTED.items():
         app.add_route(_unsupported, path, methods=[method], name=f"ollama_{path.rpartition('/')[2]}")
     app.add_route(_unsupported, "/api/blobs/<_digest:path>", methods=["HEAD", "POST"], name="ollama_blobs")
-    app.add_route(_root, "/", methods=["GET", "HEAD"], name="ollama_root")
     ollama_models.add_routes(app, front)
     ollama_pull.add_routes(app, front)
     reshape_errors(app, "/api/")
@@ -120,11 +118,3 @@ def _rows(whole: Whole) -> list[list[float]]:
 async def _unsupported(request: AnyRequest, _digest: str = "") -> HTTPResponse:
     what = "; models are named in the server's configuration (models.entries) or lie in models.dir"
     return respond(501, {"error": f"{request.path} is not supported{what}"})
-
-
-async def _root(request: AnyRequest) -> HTTPResponse:
-    """Ollama's clients look here for a server; browsers do, too, but for a page."""
-    asks_for_page = "text/html" in request.headers.get("accept", "")
-    if request.headers.get("user-agent", "").lower().startswith("ollama") or not asks_for_page:
-        return text("Ollama is running")
-    return text("Plimsoll is running; see /health for how it is.\n")

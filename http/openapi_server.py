@@ -162,10 +162,19 @@ OPERATIONS = (
     ),
     Operation(
         path="/",
-        about="What Ollama's clients look for",
+        about="The page for browsers (Accept: text/html), else what Ollama's clients look for",
         tag="Server",
         error=Error,
-        answers={200: (Content("text/plain"),)},
+        answers={200: (Content("text/plain"), Content("text/html")), 304: ()},
+        public=True,
+    ),
+    Operation(
+        path="/static/{path}",
+        about="The page's files",
+        tag="Server",
+        error=Error,
+        parameters=(Parameter("path", "A file's path, like app.js."),),
+        answers={200: tuple(map(Content, ("text/javascript", "text/css", "text/html", "image/svg+xml"))), 304: ()},
         public=True,
     ),
 )

@@ -3,7 +3,9 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,7 +99,22 @@ def test_what_runs_in_the_root_still_finds_the_stdlibs_http() -> None:
 
 
 def test_every_package_folder_is_in_the_wheel() -> None:
-    listed = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("packages = [", 1)[1].split("]", 1)[0]
+    listed = _setuptools()["packages"]
     for package in PACKAGES:
         for folder in {path.parent for path in (ROOT / package).rglob("*.py")}:
-            assert f'"plimsoll.{".".join(folder.relative_to(ROOT).parts)}"' in listed
+            assert f"plimsoll.{'.'.join(folder.relative_to(ROOT).parts)}" in listed
+
+
+def test_every_file_of_the_page_is_in_the_wheel() -> None:
+    patterns = _setuptools()["package-data"]["plimsoll"]
+    listed = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    static = {path for path in (ROOT / "http" / "static").rglob("*") if path.is_file()}
+    assert len(static) > 20
+    assert static <= listed
+
+
+def _setuptools() -> dict[str, Any]:
+    settings: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]
+    return settings
