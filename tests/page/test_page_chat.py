@@ -1,0 +1,118 @@
+"""The chat playground."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+ENDLESS = "fake:tokens_per_s=30,answer=ship,length=100000,context=1000000"
+ENTRIES = {
+    "echo": "fake:tokens_per_s=50",
+    "endless": ENDLESS,
+    "slow": "fake:prefill_s=1.5,load_s=1.5,hold=20MiB",
+    "small": "fake:context=16",
+    "frail": f"{ENDLESS},crash_at=20",
+    "thinker": "fake:answer=hm hm|<b>so</b> <img src=x onerror=alert(1)>,length=6",
+}
+
+
+@pytest.fixture(scope="module")
+def site(serve_module):
+    return serve_module(ENTRIES)
+
+
+def say(page, model, text):
+    page.get_by_label("Model", exact=True).select_option(model)
+    page.get_by_label("Message").fill(text)
+    page.keyboard.press("Enter")
+
+
+def test_an_answer_streams_in_and_is_measured(site, visit):
+    page = visit(site).page
+    say(page, "echo", "one two three four five six")
+    expect(page.locator("#conversation .assistant .body")).to_have_text("one two three four five six")
+    figures = page.locator("#conversation .figures")
+    expect(figures).to_have_text(re.compile(r"^[\d.]+ tokens/s · first token after [\d.]+ m?s · 6 tokens$"))
+
+
+def test_an_answer_can_be_stopped(site, visit):
+    page = visit(site).page
+    say(page, "endless", "go")
+    expect(page.locator("#conversation .assistant")).to_contain_text("ship ship ship")
+    expect(page.locator("#chat-status")).to_have_text("answering")
+    expect(page.locator("[data-model=endless] .state")).to_have_text("answering")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#conversation .figures")).to_have_text(re.compile("^stopped · about"))
+    expect(page.locator("[data-model=endless] .state")).to_have_text("ready")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+def test_the_parameters_and_the_whole_conversation_are_sent(site, visit):
+    page = visit(site).page
+    page.get_by_text("Parameters").click()
+    page.get_by_label("temperature").fill("0.5")
+    page.get_by_label("max_tokens").fill("2")
+    page.get_by_label("system prompt").fill("be brief")
+    say(page, "echo", "one two three")
+    expect(page.locator("#conversation .figures")).to_contain_text("cut at the token limit")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        say(page, "echo", "and then")
+    body = sent.value.post_data_json
+    assert (body["temperature"], body["max_tokens"], "top_p" in body) == (0.5, 2, False)
+    assert [(one["role"], one["content"]) for one in body["messages"]] == [
+        ("system", "be brief"),
+        ("user", "one two three"),
+        ("assistant", "one two"),
+        ("user", "and then"),
+    ]
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#conversation li")).to_have_count(0)
+
+
+def test_it_says_what_it_waits_for(site, visit):
+    page = visit(site).page
+    say(page, "slow", "a b c d")
+    status = page.locator("#chat-status")
+    expect(status).to_contain_text("waiting for the model to load")
+    expect(status).to_have_text("reading the prompt: 0/4 tokens")
+    expect(page.locator("#conversation .assistant .body")).to_have_text("a b c d")
+    expect(status).to_be_empty()
+
+
+def test_an_error_is_told_in_words_and_the_message_is_not_lost(site, visit):
+    page = visit(site).page
+    text = "word " * 20
+    say(page, "small", text)
+    expect(page.locator("#conversation .error")).to_contain_text("the prompt has 20 tokens, the context 16")
+    expect(page.get_by_label("Message")).to_have_value(text)
+    say(page, "small", "short")
+    expect(page.locator("#conversation .assistant .body").last).to_have_text("short")
+
+
+def test_an_answer_that_dies_on_the_way_keeps_what_was_said(site, visit):
+    page = visit(site).page
+    say(page, "frail", "go")
+    expect(page.locator("#conversation .error")).to_contain_text("SIGKILL")
+    expect(page.locator("#conversation .assistant .body")).to_contain_text("ship ship")
+
+
+def test_code_stands_in_blocks_thoughts_apart_and_markup_stays_text(site, visit):
+    visitor = visit(site)
+    page = visitor.page
+    say(page, "thinker", "```py\nprint('<i>')\n```\nafter <b>that</b>")
+    expect(page.locator("#conversation .user pre")).to_have_text("print('<i>')")
+    expect(page.locator("#conversation .user p")).to_have_text("after <b>that</b>")
+    expect(page.locator("#conversation .assistant .body")).to_contain_text("<b>so</b> <img src=x")
+    expect(page.locator("#conversation .thoughts")).to_contain_text("hm hm")
+    expect(page.locator("#conversation img")).to_have_count(0)
+    blocks = page.evaluate(
+        """async (text) => (await import("/static/chat_text.js")).blocks(text)""",
+        "a\n```\nx\n\ny\n```\n\nb\n```js\nopen",
+    )
+    assert blocks == [
+        {"code": False, "text": "a"},
+        {"code": True, "text": "x\n\ny"},
+        {"code": False, "text": "b"},
+        {"code": True, "text": "open"},
+    ]
+    assert visitor.errors == []

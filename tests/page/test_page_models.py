@@ -1,0 +1,136 @@
+"""Cards, their buttons, and what is asked before something is unloaded."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+MIB = 2**20
+# Room for one of the two: each needs its 150 MiB, 300 MiB for a process and a KV budget, less once it was measured.
+TIGHT = {"limit": 700 * MIB, "critical_percent": 95, "warning_percent": 90}
+PAIR = {"first": "fake:hold=150MiB", "second": "fake:hold=150MiB"}
+
+
+@pytest.fixture
+def card():
+    return lambda page, name: page.locator(f"[data-model={name}]")
+
+
+def test_a_model_is_loaded_pinned_and_unloaded_by_its_buttons(serve, visit, card):
+    site = serve({"tiny": "fake:hold=10MiB"})
+    page = visit(site).page
+    tiny = card(page, "tiny")
+    expect(tiny.locator(".state")).to_have_text("not loaded")
+    tiny.get_by_role("button", name="Load").click()
+    expect(tiny.locator(".state")).to_have_text("ready")
+    expect(tiny).to_contain_text(re.compile(r"\d+ MB, \d"))
+    expect(tiny).to_contain_text("unloads in")
+    tiny.get_by_role("button", name="Pin").click()
+    expect(tiny).to_contain_text("pinned")
+    expect(tiny).not_to_contain_text("unloads in")
+    assert site.model("tiny")["pinned"]
+    tiny.get_by_role("button", name="Unpin").click()
+    expect(tiny).not_to_contain_text("pinned")
+    tiny.get_by_role("button", name="Unload").click()
+    expect(tiny.locator(".state")).to_have_text("not loaded")
+    expect(page.locator("#models .count")).to_have_text("0 of 1 loaded")
+
+
+def test_a_load_that_fits_is_not_asked_about_and_shows_its_progress(serve, visit, card):
+    page = visit(serve({"slow": "fake:hold=20MiB,load_s=1.5"})).page
+    card(page, "slow").get_by_role("button", name="Load").click()
+    expect(card(page, "slow").locator(".state")).to_contain_text(re.compile(r"loading \d+ %"))
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(card(page, "slow").locator(".state")).to_have_text("ready")
+
+
+def test_a_load_that_evicts_says_so_first(serve, visit, card):
+    site = serve(PAIR, memory=TIGHT)
+    site.load("first")
+    page = visit(site).page
+    load = card(page, "second").get_by_role("button", name="Load")
+    load.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(re.compile(r"Loading second \(needs .+\) will unload first"))
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    assert site.model("first")["state"] == "ready"
+    assert site.model("second")["state"] == "cold"
+    load.click()
+    dialog.get_by_role("button", name="Unload first and load").click()
+    expect(card(page, "second").locator(".state")).to_have_text("ready")
+    expect(card(page, "first").locator(".state")).to_have_text("not loaded")
+    expect(page.locator("#events-list")).to_contain_text("first")
+
+
+def test_a_load_that_can_t_be_says_why_and_offers_nothing(serve, visit, card):
+    site = serve(
+        {"pinned": {"source": "fake:hold=150MiB", "pin": True}, **PAIR, "vast": "fake:hold=900MiB"}, memory=TIGHT
+    )
+    page = visit(site).page
+    expect(card(page, "pinned").locator(".state")).to_have_text("ready")
+    card(page, "first").get_by_role("button", name="Load").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("In the way: pinned is pinned.")
+    expect(dialog.get_by_role("button")).to_have_text(["Close"])
+    dialog.get_by_role("button").click()
+    card(page, "vast").get_by_role("button", name="Load").click()
+    expect(dialog).to_contain_text("more than this machine may use")
+
+
+def test_a_failed_load_shows_its_error(serve, visit, card):
+    page = visit(serve({"torn": "fake:fail_load=the file is torn"})).page
+    card(page, "torn").get_by_role("button", name="Load").click()
+    expect(page.locator("#notices")).to_contain_text("the file is torn")
+    expect(card(page, "torn").locator(".error")).to_contain_text("the file is torn")
+
+
+def test_the_clean_up_names_whom_it_unloads_and_what_it_freed(serve, visit, card):
+    site = serve({"old": "fake:hold=10MiB", "new": "fake:hold=10MiB"})
+    site.load("old")
+    site.load("new")
+    page = visit(site).page
+    expect(card(page, "new").locator(".state")).to_have_text("ready")
+    free = page.get_by_role("button", name="Free memory")
+    dialog = page.get_by_role("dialog")
+    free.click()
+    expect(dialog).to_contain_text("stay. Now: old.")
+    dialog.get_by_role("button", name="Unload idle models").click()
+    expect(card(page, "old").locator(".state")).to_have_text("not loaded")
+    expect(page.locator("#notices")).to_contain_text("Unloaded old:")
+    expect(card(page, "new").locator(".state")).to_have_text("ready")
+    free.click()
+    expect(dialog).to_contain_text("Now: new.")
+    dialog.get_by_role("button", name="Unload all models").click()
+    expect(card(page, "new").locator(".state")).to_have_text("not loaded")
+
+
+def test_it_can_all_be_done_with_the_keyboard(serve, visit, card):
+    site = serve(PAIR, memory=TIGHT)
+    site.load("first")
+    page = visit(site).page
+    expect(card(page, "second").get_by_role("button", name="Load")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#main")).to_be_focused()
+    load = card(page, "second").get_by_role("button", name="Load")
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if load.evaluate("(node) => node === document.activeElement"):
+            break
+    expect(load).to_be_focused()
+    assert load.evaluate("(node) => getComputedStyle(node).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("will unload first")
+    page.keyboard.press("Escape")
+    expect(load).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog").get_by_role("button", name="Unload first and load")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(card(page, "second").locator(".state")).to_have_text("ready")
+    page.locator("#plot").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#shown")).to_contain_text(" to ")
+    page.keyboard.press("Escape")
+    expect(page.locator("#shown")).to_be_empty()
