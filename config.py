@@ -95,6 +95,7 @@ class EngineConfig(Section, frozen=True):
     blas: str
     stop_grace: Seconds | None
     spare_worker: bool
+    hang_after: Seconds | None
 
 
 class LoggingConfig(Section, frozen=True):
@@ -295,6 +296,8 @@ def _check_sense(config: Config, origin: str) -> None:
         raise ConfigError(
             f"{origin}: server.keepalive: {config.server.keepalive:g} is not allowed, expected more than 0 s"
         )
+    if config.engine.hang_after is not None and config.engine.hang_after <= 0:
+        raise ConfigError(f"{origin}: engine.hang_after: 0 is not allowed, expected more than 0 s, or null for never")
     for key, size in (("memory.limit", memory.limit), ("engine.kv_budget", config.engine.kv_budget)):
         if size is not None and size < _LEAST_BYTES:
             raise ConfigError(f"{origin}: {key}: {size} is not allowed, expected 64MiB or more")

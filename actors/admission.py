@@ -134,9 +134,13 @@ class Admission:
         # Its successor asks for itself; granted twice, it would be booked in a way that it was not loaded in.
         self._loads = deque(request for request in self._loads if request.model != name)
         if name in self.departures:
-            self.departures.exited(name, reason, self._clock())
+            self.on_ended(name, reason)
         elif self._cleanup:
             self._cleanup.stays(name)
+
+    def on_ended(self, name: str, reason: str) -> None:
+        """The worker whose memory is waited for is reaped; the model itself may stay."""
+        self.departures.exited(name, reason, self._clock())
 
     def on_health_asked(self) -> None:
         """At critical, asking for the health cleans up; not again within 30 s."""

@@ -3,6 +3,7 @@
 import signal
 from collections import deque
 
+from plimsoll.actors.hang_watch import Hung
 from plimsoll.actors.messages import State, WorkerExited
 from plimsoll.engine.protocol import EngineError, LoadError
 from plimsoll.errors import InsufficientMemory, LoadFailed, PlimsollError, WorkerDied
@@ -14,17 +15,15 @@ _MEMORY_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS})
 
 
 def explain(
-    name: str, *, loading: bool, exit_: WorkerExited, last_words: LoadError | EngineError | None
+    name: str, *, loading: bool, exit_: WorkerExited, last_words: LoadError | EngineError | Hung | None
 ) -> PlimsollError:
     """The error for requests of a worker that ended by itself."""
     doing = "while loading" if loading else "while it ran"
+    if isinstance(last_words, Hung):
+        text = f"{name} hung {doing}: its worker said nothing for {last_words.silent_s:.0f} s and was ended; ask again"
+        return WorkerDied(text, retry_after_s=1.0)
     if last_words is not None:
-        if last_words.kind == "memory":
-            text = f"{name} ran out of memory {doing}: {last_words.message}"
-            return InsufficientMemory(text, retry_after_s=_MEMORY_RETRY_S)
-        if isinstance(last_words, LoadError):
-            return LoadFailed(f"{name} can't be loaded: {last_words.message}", retry_after_s=LOAD_COOL_DOWN_S)
-        return WorkerDied(f"the engine of {name} failed {doing}: {last_words.message}", retry_after_s=1.0)
+        return _by_its_words(name, doing, last_words)
     how = describe(exit_.code)
     if exit_.oom_killed:
         text = f"the worker of {name} was killed {doing} by the system because memory had run out ({how})"
@@ -34,6 +33,14 @@ def explain(
         return InsufficientMemory(text, retry_after_s=_MEMORY_RETRY_S)
     text = f"the worker of {name} ended {doing} by {how}; the next request loads it again"
     return WorkerDied(text, retry_after_s=1.0)
+
+
+def _by_its_words(name: str, doing: str, words: LoadError | EngineError) -> PlimsollError:
+    if words.kind == "memory":
+        return InsufficientMemory(f"{name} ran out of memory {doing}: {words.message}", retry_after_s=_MEMORY_RETRY_S)
+    if isinstance(words, LoadError):
+        return LoadFailed(f"{name} can't be loaded: {words.message}", retry_after_s=LOAD_COOL_DOWN_S)
+    return WorkerDied(f"the engine of {name} failed {doing}: {words.message}", retry_after_s=1.0)
 
 
 def describe(code: int) -> str:
@@ -56,14 +63,17 @@ class Failures:
         self.last: PlimsollError | None = None
         self.refused_until = 0.0
 
-    def died(self, error: PlimsollError, *, loading: bool, wanted: bool, now: float) -> tuple[State, float]:
-        """The state after a death at ``now``, and seconds until the next try.
+    def died(
+        self, error: PlimsollError, *, loading: bool, wanted: bool, now: float, hung_s: float = 0.0
+    ) -> tuple[State, float]:
+        """The state after a death at ``now``, and seconds until the next try; ``hung_s`` is how long it took to die.
 
         FAILED after a load that can't succeed and after the third death in a minute; BACKOFF, doubled with each death,
         if somebody waits for the model; else COLD until somebody does.
         """
         self._deaths.append(now)
-        while self._deaths[0] < now - self._WITHIN_S:
+        # The minute is one of work: three hangs are three deaths, however long each was waited for.
+        while self._deaths[0] < now - self._WITHIN_S - self._MAX_DEATHS * hung_s:
             self._deaths.popleft()
         hopeless = isinstance(error, LoadFailed) or (isinstance(error, InsufficientMemory) and loading)
         if hopeless or len(self._deaths) >= self._MAX_DEATHS:

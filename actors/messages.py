@@ -6,7 +6,8 @@
 | the system | Supervisor | StopAll |
 | Supervisor | ModelActor | Chat, Cancel, KeepAlive, Warm, Load, RefuseLoad, Unload, Pin, CountTokens |
 | Supervisor | Watchdog | Subscribe, Track |
-| ModelActor | Supervisor | LoadRequested, StateChanged, Stays, RanOutOfMemory, ChildStopped, Handback, Counted |
+| ModelActor | Supervisor | LoadRequested, StateChanged, Stays, RanOutOfMemory, WorkerHangs, WorkerStuck |
+| ModelActor | Supervisor | ChildStopped, Handback, Counted |
 | worker reader thread | its ModelActor | FromWorker, WorkerExited |
 | spare worker's reader thread | Supervisor | SpareExited |
 | Watchdog | Supervisor | Sampled |
@@ -324,6 +325,19 @@ class RanOutOfMemory(Message, frozen=True):
     error: PlimsollError
 
 
+class WorkerHangs(Message, frozen=True):
+    """Its worker hangs and is killed now; the model itself stays."""
+
+    model: str
+
+
+class WorkerStuck(Message, frozen=True):
+    """Its worker was given up: the process can't be ended and holds its memory for as long as it likes."""
+
+    model: str
+    pid: int
+
+
 class ChildStopped(Message, frozen=True):
     """The worker is gone for good and this actor will load nothing more."""
 
@@ -347,11 +361,15 @@ class FromWorker(Message, frozen=True):
 
 
 class WorkerExited(Message, frozen=True):
-    """``code`` as ``Popen.returncode``: negative for a signal. ``oom_killed``: the system's OOM killer was at work."""
+    """``code`` as ``Popen.returncode``: negative for a signal. ``oom_killed``: the system's OOM killer was at work.
+
+    ``stuck_pid`` is set for a process that not even SIGKILL has ended: it is given up, and holds its memory still.
+    """
 
     generation: int
     code: int
     oom_killed: bool = False
+    stuck_pid: int | None = None
 
 
 # ---- memory

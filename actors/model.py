@@ -15,7 +15,8 @@ import pykka
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.exits import LOAD_COOL_DOWN_S, Failures, describe, explain
-from plimsoll.actors.messages import LEAVING, SERVING, State
+from plimsoll.actors.hang_watch import HangCheck, HangWatch, Hung
+from plimsoll.actors.messages import LEAVING, LOADED, SERVING, State
 from plimsoll.actors.requests import Requests
 from plimsoll.actors.timers import Timer
 from plimsoll.actors.worker_life import Effects, Escalate, WorkerLife
@@ -37,6 +38,8 @@ from plimsoll.memory.report import out_of_memory
 
 # When a busy model is looked at again whose idle TTL has passed meanwhile.
 _BUSY_RECHECK_S = 1.0
+# What rounding may leave of a TTL that has passed.
+_NO_TIME_S = 1e-3
 
 
 class ModelSettings(msgspec.Struct, frozen=True):
@@ -49,6 +52,7 @@ class ModelSettings(msgspec.Struct, frozen=True):
     queue: int = 64
     critical_grace_s: float = 10.0
     stop_grace_s: float = 2.0
+    hang_after_s: float | None = None
 
 
 class Weighed(m.Message, frozen=True):
@@ -86,6 +90,7 @@ class ModelActor(pykka.ThreadingActor):
         self._journal = effects.journal
         self._weigh = effects.weigh
         self._worker = WorkerLife(self._name, self.actor_ref, effects, settings.stop_grace_s)
+        self._hangs = HangWatch(self.actor_ref, effects.timers, effects.activity, settings.hang_after_s)
         # Running answers and waiting requests share one bound: the batch in front of the queue is part of it.
         self._requests = Requests(settings.queue + settings.options.max_batch)
         self._state = State.COLD
@@ -95,7 +100,7 @@ class ModelActor(pykka.ThreadingActor):
         self._mlx_bytes = 0
         self._fetched = False
         self._failures = Failures()
-        self._last_words: p.LoadError | p.EngineError | None = None
+        self._last_words: p.LoadError | p.EngineError | Hung | None = None
         self._leave_reason = ""
         self._leave_error: PlimsollError = ModelUnloaded(f"{self._name} was unloaded; ask again to load it")
         self._drain_until = 0.0
@@ -123,6 +128,7 @@ class ModelActor(pykka.ThreadingActor):
             m.MemoryEmergency: self._on_emergency,
             DrainDeadline: self._on_drain_deadline,
             Escalate: self._worker.escalate,
+            HangCheck: self._on_hang_check,
             IdleCheck: self._on_idle_check,
         }
         self._events: dict[type, Callable[[Any], object]] = {
@@ -140,6 +146,7 @@ class ModelActor(pykka.ThreadingActor):
 
     def on_receive(self, message: Any) -> None:
         self._handlers[type(message)](message)
+        self._hangs.follow(working=self._owes_an_answer)
         self._publish()
 
     def on_failure(
@@ -258,6 +265,7 @@ class ModelActor(pykka.ThreadingActor):
     def _on_event(self, message: m.FromWorker) -> None:
         if not self._worker.is_current(message.generation):
             return
+        self._hangs.heard()
         event = message.event
         self._events[type(event)](event)
 
@@ -306,9 +314,27 @@ class ModelActor(pykka.ThreadingActor):
         self._arm_idle_check(self._idle_ttl_s)
         self._start_requests()
 
+    @property
+    def _owes_an_answer(self) -> bool:
+        if self._state == State.LOADING:
+            return self._worker.pid is not None
+        return self._state in LOADED and self._requests.running > 0
+
+    def _on_hang_check(self, _: HangCheck) -> None:
+        pid = self._worker.pid
+        hung = self._hangs.look(pid)
+        if hung and pid:
+            self._last_words = hung
+            doing = "loading" if self._state == State.LOADING else "generating"
+            self._journal.record(events.WorkerHung(self._name, pid, hung.silent_s, doing, self._requests.running))
+            m.tell(self._supervisor, m.WorkerHangs(self._name))
+            self._worker.kill()
+
     def _on_exit(self, message: m.WorkerExited) -> None:
         if not self._worker.is_current(message.generation):
             return
+        if message.stuck_pid:
+            m.tell(self._supervisor, m.WorkerStuck(self._name, message.stuck_pid))
         self._worker.ended()
         if self._state in LEAVING:
             self._requests.fail_all(self._leave_error)
@@ -319,13 +345,16 @@ class ModelActor(pykka.ThreadingActor):
         if loading and self._fetched and message.code == 0:
             self._ask_for_weight()
             return
+        hung_s = self._last_words.silent_s if isinstance(self._last_words, Hung) else 0.0
         error = explain(self._name, loading=loading, exit_=message, last_words=self._last_words)
         # What has not answered anything yet may be asked again, but only once: it may be what the worker died of.
         self._requests.requeue_untouched()
         self._requests.fail_running(error)
         wanted = bool(self._requests.waiting) or self._pinned
-        self._rest(error, self._failures.died(error, loading=loading, wanted=wanted, now=self._timers.now()))
-        self._tell_of_death(error, message.code, loading=loading)
+        now = self._timers.now()
+        self._rest(error, self._failures.died(error, loading=loading, wanted=wanted, now=now, hung_s=hung_s))
+        if not hung_s:
+            self._tell_of_death(error, message.code, loading=loading)
 
     def _tell_of_death(self, error: PlimsollError, code: int, *, loading: bool) -> None:
         if isinstance(error, InsufficientMemory):
@@ -429,11 +458,11 @@ class ModelActor(pykka.ThreadingActor):
         if ttl_s is None or self._pinned or self._state not in SERVING:
             return
         left_s = ttl_s - (self._timers.now() - self._last_used)
-        if self._state == State.READY and left_s <= 0:
+        if self._state == State.READY and left_s < _NO_TIME_S:
             self._leave("idle", self._leave_error, 0.0)
         else:
             # One timer for a whole life: it is set again for what is left, not at every request.
-            self._arm_idle_check(left_s if left_s > 0 else max(ttl_s, _BUSY_RECHECK_S))
+            self._arm_idle_check(left_s if left_s >= _NO_TIME_S else max(ttl_s, _BUSY_RECHECK_S))
 
     # ---- what others see
 

@@ -18,6 +18,7 @@ class Slot:
         self.footprint_bytes = 0
         self.base_bytes = 0
         self.throughput = Throughput()
+        self.hung = False
         self.waiting: deque[m.Chat] = deque()
         self.loads: list[m.Reply] = []
         self.unloads: list[m.Reply] = []

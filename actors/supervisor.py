@@ -16,6 +16,7 @@ from plimsoll.actors.admission import Admission
 from plimsoll.actors.messages import LOADED, SERVING, State
 from plimsoll.actors.slot import Slot
 from plimsoll.actors.spare import Spare
+from plimsoll.actors.stuck import StuckWorkers
 from plimsoll.catalog import Catalog
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import InternalError, LoadFailed, PlimsollError, QueueFull, ShuttingDown, Unavailable
@@ -70,6 +71,7 @@ class Supervisor(pykka.ThreadingActor):
         self._stopping = False
         self._sampler_lag_s = 0.0
         self._tracked = m.Track((), hurry=False)
+        self._stuck = StuckWorkers(journal)
         self._pinned_at = clock()
         self._pins: dict[str, bool] = {}
         self._admission = Admission(
@@ -90,6 +92,8 @@ class Supervisor(pykka.ThreadingActor):
             m.LoadRequested: lambda message: self._admission.on_load_requested(message.model, message.needs),
             m.Stays: lambda message: self._admission.on_stays(message.model),
             m.RanOutOfMemory: self._on_out_of_memory,
+            m.WorkerHangs: self._on_worker_hangs,
+            m.WorkerStuck: self._on_worker_stuck,
             m.ChildStopped: self._on_child_stopped,
             m.SpareExited: self._on_spare_exited,
             m.Handback: lambda message: self._on_chat(message.chat),
@@ -238,12 +242,25 @@ class Supervisor(pykka.ThreadingActor):
             self._admission.on_leaving(slot.seat(), "")
         if slot.status.pid is None:
             slot.footprint_bytes = slot.base_bytes = 0
+            if slot.hung:
+                slot.hung = False
+                self._admission.on_ended(slot.status.name, "it hung")
             if slot.status.state != State.LOADING:
                 # While it loads without a worker, this may be older than the grant that is on its way to it.
                 slot.need = None
         if slot.loads:
             self._answer_loads(slot, slot.status)
         self._admission.step()
+
+    def _on_worker_hangs(self, message: m.WorkerHangs) -> None:
+        """Its memory has to be back before anything is loaded in its place."""
+        if slot := self._slots.get(message.model):
+            slot.hung = True
+            self._admission.on_leaving(slot.seat(), "it hung")
+
+    def _on_worker_stuck(self, message: m.WorkerStuck) -> None:
+        slot = self._slots.get(message.model)
+        self._stuck.add(message.model, message.pid, slot.footprint_bytes if slot else 0)
 
     def _answer_loads(self, slot: Slot, status: m.ModelStatus) -> None:
         answer: m.Message | None = None
@@ -307,6 +324,7 @@ class Supervisor(pykka.ThreadingActor):
             for slot in self._slots.values():
                 self._measure(slot, message.sample)
             self._spare.footprint_bytes = message.sample.footprints.get(self._spare.pid or 0, 0)
+            self._stuck.on_sample(message.sample)
             self._journal.sample(message.sample, message.level)
         self._admission.on_sample(message.sample, message.level, message.seconds_to_critical)
         self._count_tokens()
@@ -364,6 +382,7 @@ class Supervisor(pykka.ThreadingActor):
         )
         if self._spare.pid:
             workers += (Tracked(self._spare.pid),)
+        workers += self._stuck.tracked(workers)
         loading = any(status.state == State.LOADING for status in statuses)
         track = m.Track(workers, hurry=loading or self._admission.hurried)
         if track != self._tracked:
@@ -445,6 +464,7 @@ class Supervisor(pykka.ThreadingActor):
             problems.append(f"memory readers that fail: {', '.join(self._admission.sample.failed)}")
         if self._journal.problem:
             problems.append(self._journal.problem)
+        problems += self._stuck.problems()
         problems += [
             f"{slot.status.name}: {slot.status.error}"
             for slot in self._slots.values()

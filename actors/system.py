@@ -138,6 +138,7 @@ class ActorSystem:
             queue=self._config.models.queue,
             critical_grace_s=memory.critical_grace,
             stop_grace_s=stop_grace_s,
+            hang_after_s=engine.hang_after,
         )
         environment = {} if model.source.kind == "fake" else worker_environment(engine.blas)
 

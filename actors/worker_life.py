@@ -1,7 +1,8 @@
 """The lives of one model's worker process: generations, and the way from a request to stop to a kill."""
 
+import signal
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from plimsoll.actors.messages import FromWorker, Message, Ref, WorkerExited, tell
 from plimsoll.actors.timers import Timers
@@ -10,28 +11,36 @@ from plimsoll.engine.protocol import Command, Event, FetchModel, LoadModel, Shut
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.plan import Need
+from plimsoll.memory.sources import Activity, activity
 
 OnWeighed = Callable[[tuple[Need, ...], str], object]
 """Called with the ways to load a model (none while its files are not here) and an error, empty if there is none."""
 
 # How long an orderly Shutdown may take before the worker gets SIGTERM.
 _SHUTDOWN_S = 1.0
+# What a killed process gets to be gone; the kernel takes seconds for the memory of a large one. Past that it is in an
+# uninterruptible sleep (a dead disk, a driver), which may last for ever.
+GIVE_UP_S = 30.0
 
 
 class Effects(NamedTuple):
-    """What a ModelActor reaches the world with; ``weigh`` answers later, from another thread."""
+    """What a ModelActor reaches the world with; ``weigh`` answers later, from another thread.
+
+    ``activity`` counts what a process does, at once and without waiting for it.
+    """
 
     spawn: SpawnWorker
     timers: Timers
     journal: Journal
     weigh: Callable[[OnWeighed], object]
+    activity: Callable[[int], Activity | None] = activity
 
 
 class Escalate(Message, frozen=True):
     """Timer: the worker of this generation was told to stop a while ago."""
 
     generation: int
-    kill: bool
+    step: Literal["term", "kill", "give up"]
 
 
 class WorkerLife:
@@ -85,32 +94,39 @@ class WorkerLife:
         if self._worker is None:
             return False
         if hard:
-            self._worker.terminate()
+            self._terminate()
         else:
             self._worker.send(Shutdown())
-        self._escalate_in(self._stop_grace_s if hard else _SHUTDOWN_S, kill=hard)
+            self._escalate_in(_SHUTDOWN_S, "term")
         return True
 
-    def escalate(self, step: Escalate) -> None:
+    def escalate(self, message: Escalate) -> None:
         """It is still there."""
-        if self._worker is None or step.generation != self._generation:
+        if self._worker is None or message.generation != self._generation:
             return
-        if step.kill:
-            self._journal.record(events.WorkerKilled(self._name, self._worker.pid))
-            self._worker.kill()
-        else:
-            self._worker.terminate()
-            self._escalate_in(self._stop_grace_s, kill=True)
+        match message.step:
+            case "term":
+                self._terminate()
+            case "kill":
+                self._journal.record(events.WorkerKilled(self._name, self._worker.pid))
+                self.kill()
+            case "give up":
+                tell(self._owner, WorkerExited(self._generation, -signal.SIGKILL, stuck_pid=self._worker.pid))
 
     def kill(self) -> None:
-        """SIGKILL; the exit is still told."""
+        """SIGKILL; the exit is still told, with the pid as ``stuck_pid`` if even that does not end it."""
         if self._worker:
             self._worker.kill()
+            self._escalate_in(GIVE_UP_S, "give up")
 
     def ended(self) -> None:
         """Its exit was told."""
         self._worker = None
 
-    def _escalate_in(self, delay_s: float, *, kill: bool) -> None:
-        message: Any = Escalate(self._generation, kill)
-        self._timers.tell_later(delay_s, self._owner, message)
+    def _terminate(self) -> None:
+        if self._worker:
+            self._worker.terminate()
+            self._escalate_in(self._stop_grace_s, "kill")
+
+    def _escalate_in(self, delay_s: float, step: Literal["term", "kill", "give up"]) -> None:
+        self._timers.tell_later(delay_s, self._owner, Escalate(self._generation, step))

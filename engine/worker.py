@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +64,8 @@ class _Prepared:
 
 
 _NOTHING = Step([])
+# Steps without anything to tell (long prefills of embeddings, parts of a tool call) still show that there are steps.
+_QUIET_S = 1.0
 
 _Job = Command | RequestError | _Prepared
 
@@ -87,6 +90,7 @@ class Worker:
         self._socket = sock
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._engine: Engine | None = None
+        self._sent_s = time.monotonic()
 
     def run(self, *, warm: bool = False) -> None:
         """Load, then step until told to stop; every failure is told to the front before the process ends.
@@ -175,6 +179,7 @@ class Worker:
                 return
             for event in engine.step():
                 self._send(event)
+            self._send(_NOTHING)
 
     def _take_jobs(self, engine: Engine) -> bool:
         """Everything that waits, and at least one job when there is nothing to step. False on ``Shutdown``."""
@@ -199,8 +204,10 @@ class Worker:
                 self._send(Trimmed(*engine.trim()))
 
     def _send(self, event: Event) -> None:
-        if isinstance(event, Step) and event == _NOTHING:
+        now = time.monotonic()
+        if isinstance(event, Step) and event == _NOTHING and now - self._sent_s < _QUIET_S:
             return
+        self._sent_s = now
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the reader sees it too and ends the process
             self._socket.sendall(encode(event))
 

@@ -207,6 +207,33 @@ class WorkerKilled(Event, frozen=True):
     pid: int
 
 
+class WorkerHung(Event, frozen=True):
+    """It had work and said nothing for ``silent_s`` seconds; ``requests`` were running. It is killed and replaced."""
+
+    _severity = logging.ERROR
+
+    model: str
+    pid: int
+    silent_s: float
+    doing: str
+    requests: int
+
+
+class WorkerStuck(Event, frozen=True):
+    """Not even SIGKILL has ended it: its memory counts as used for as long as it is there."""
+
+    _severity = logging.ERROR
+
+    model: str
+    pid: int
+    footprint_bytes: int
+
+
+class StuckWorkerGone(Event, frozen=True):
+    model: str
+    pid: int
+
+
 # ---- the server
 
 
@@ -252,6 +279,9 @@ AnyEvent = (
     | WorkerDied
     | OutOfMemory
     | WorkerKilled
+    | WorkerHung
+    | WorkerStuck
+    | StuckWorkerGone
     | ServerStarted
     | ServerStopped
     | LastRun

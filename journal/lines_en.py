@@ -49,6 +49,15 @@ ENGLISH = {
     "worker_died": "💥 the worker of {e.model} died while {e.doing} ({e.how}); its memory goes back to the system",
     "out_of_memory": "❌ MemoryError: model {e.model} ran out of memory at {e.percent:percent}: {e.detail}",
     "worker_killed": "the worker of {e.model} (pid {e.pid}) did not stop in time and is killed to get its memory back",
+    "worker_hung": (
+        "💥 the worker of {e.model} (pid {e.pid}) hangs: {e.silent_s:.0f} s without a word while {e.doing}, with"
+        " {e.requests} requests; it is killed and its memory taken back"
+    ),
+    "worker_stuck": (
+        "🚨 the worker of {e.model} (pid {e.pid}) can't be ended, not even by SIGKILL: its {e.footprint_bytes:size} of"
+        " memory count as used until the system lets it go"
+    ),
+    "stuck_worker_gone": "✅ the stuck worker of {e.model} (pid {e.pid}) is gone and its memory back",
     "server_started": "the memory journal begins: Plimsoll {e.version}, port {e.port}, pid {e.pid}",
     "server_stopped": "the memory journal ends: {e.reason}",
     "last_run.clean": "the last run ended in order at {e.at:time} ({e.how}), memory at {e.percent:percent}",

@@ -64,6 +64,15 @@ RUSSIAN = {
     "worker_killed": (
         "Процесс модели {e.model} (pid {e.pid}) не остановился вовремя и снимается, чтобы вернуть его память"
     ),
+    "worker_hung": (
+        "💥 Процесс модели {e.model} (pid {e.pid}) завис: {e.silent_s:.0f} с без ответа ({e.doing}; запросов:"
+        " {e.requests}); он снимается, его память возвращается системе"
+    ),
+    "worker_stuck": (
+        "🚨 Процесс модели {e.model} (pid {e.pid}) не удаётся завершить даже сигналом SIGKILL: его память"
+        " ({e.footprint_bytes:size}) считается занятой, пока система его не отпустит"
+    ),
+    "stuck_worker_gone": "✅ Зависший процесс модели {e.model} (pid {e.pid}) завершился, его память возвращена",
     "server_started": "Журнал: память под наблюдением, Plimsoll {e.version}, порт {e.port}, pid {e.pid}",
     "server_stopped": "Журнал закрыт, память больше не под наблюдением: {e.reason}",
     "last_run.clean": (

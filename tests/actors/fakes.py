@@ -18,6 +18,7 @@ from plimsoll.errors import UnknownModel
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.plan import Need
 from plimsoll.memory.sample import Reading, Sample, Tracked
+from plimsoll.memory.sources import Activity
 
 GIB = 1024**3
 INFO = p.ModelInfo(context=4096, vocab_size=100, weights_bytes=GIB, device="fake", dtype="float32")
@@ -158,6 +159,7 @@ class FakeWorker:
         self.ready = self.dead = self.poisoned = False
         self.told = ""
         self.granted = 0
+        self.did = Activity(0.0)
         self._on_event, self._on_exit = on_event, on_exit
 
     @property
@@ -255,6 +257,9 @@ class Host:
         self.workers.append(FakeWorker(self, 1001 + len(self.workers), on_event, on_exit))
         return self.newest
 
+    def activity(self, pid: int) -> Activity | None:
+        return next((worker.did for worker in self.alive if worker.pid == pid), None)
+
     def buried(self, worker: FakeWorker, returns_in_s: float) -> None:
         self._ghosts.append((self.stage.time + returns_in_s, worker.bytes))
 
@@ -305,7 +310,7 @@ class Models:
 
             self._stage.tasks.append(answer)
 
-        effects = Effects(self.host.spawn, self._stage, self.journal, weigh)
+        effects = Effects(self.host.spawn, self._stage, self.journal, weigh, self.host.activity)
         return self._stage.start(ModelActor, settings, supervisor, effects)
 
 

@@ -39,7 +39,7 @@ NEEDS = {
     "remote": (Need(weights_bytes=25 * GIB, measured_bytes=25 * GIB, kv_bytes=GIB),),
     "huge": (Need(weights_bytes=200 * GIB),),
 }
-SETTINGS = {"pinned": {"pin": True}, "fleeting": {"idle_ttl_s": 20.0}}
+SETTINGS = {"pinned": {"pin": True}, "fleeting": {"idle_ttl_s": 20.0}, "small": {"hang_after_s": 30.0}}
 
 names = st.sampled_from(list(NEEDS))
 picks = st.integers(0, 7)
@@ -106,6 +106,7 @@ class Machine(RuleBasedStateMachine):
         # When each life of a model may be stopped though it is busy, at the earliest.
         self.may_stop: dict[str, float] = {}
         self.evicted: set[str] = set()
+        self.hung: set[int] = set()
         # Grants that have no worker yet; a worker carries its own.
         self.pending: dict[str, int] = {}
         self.at_sample: dict[int, int] = {}
@@ -155,13 +156,15 @@ class Machine(RuleBasedStateMachine):
                 self.excuse(GRACE_S)
             case events.LevelChanged(level="emergency"):
                 self.excuse(0.0)
+            case events.WorkerHung():
+                self.hung.add(event.pid)
             case events.ModelUnloaded():
                 self.evicted.discard(event.model)
 
     def on_told(self, worker: Any, how: str) -> None:
         """A worker is told to stop; a busy or a pinned one only for a reason."""
         name, now = worker.name, self.stage.time
-        if worker.told or worker.poisoned or isinstance(self.stage.handling, self.fakes.Bug):
+        if worker.told or worker.poisoned or worker.pid in self.hung or isinstance(self.stage.handling, self.fakes.Bug):
             return
         busy = bool(worker.open)
         if not busy and name != "pinned":

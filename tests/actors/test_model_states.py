@@ -195,6 +195,14 @@ def test_an_idle_model_leaves_after_its_ttl(fakes: Any, stage: Any) -> None:
     assert boss.state == State.STOPPING
 
 
+def test_a_ttl_that_rounding_leaves_a_rest_of_is_over(fakes: Any, stage: Any) -> None:
+    boss = Boss(fakes, stage, idle_ttl_s=20.0)
+    stage.time = 1011.6  # 1031.6 - 1011.6 is a little less than 20, and adding the rest to 1031.6 changes nothing
+    boss.idle()
+    stage.advance(20.0)
+    assert boss.state == State.STOPPING
+
+
 def test_a_model_that_is_busy_when_its_ttl_ends_gets_a_new_one(fakes: Any, stage: Any) -> None:
     boss = Boss(fakes, stage, idle_ttl_s=60.0)
     boss.ready()
