@@ -5,6 +5,7 @@ import pytest
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.messages import State
+from plimsoll.actors.spare import Spare
 from plimsoll.actors.supervisor import Supervisor
 from plimsoll.errors import UnknownModel
 from plimsoll.journal import events as e
@@ -112,6 +113,7 @@ class TestCounting:
             start_model=models.start,
             on_external=lambda _sample: None,
             on_settled=lambda _name, _dense, _held: None,
+            spare=Spare(host.spawn, lambda _name: False),
             clock=stage.now,
             queue=4,
             critical_grace_s=10.0,
