@@ -86,6 +86,14 @@ class ModelsConfig(Section, frozen=True):
     entries: dict[ModelName, ModelEntry]
 
 
+class LimitsConfig(Section, frozen=True):
+    """What one request may hold; the structs of the APIs have the bounds that are never changed."""
+
+    messages: Annotated[int, msgspec.Meta(ge=1)]
+    prompt: Bytes
+    tools: Annotated[int, msgspec.Meta(ge=1)]
+
+
 class EngineConfig(Section, frozen=True):
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)]
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=65536)] | None
@@ -112,6 +120,7 @@ class Config(Section, frozen=True):
     access: AccessConfig
     memory: MemoryConfig
     models: ModelsConfig
+    limits: LimitsConfig
     engine: EngineConfig
     logging: LoggingConfig
 

@@ -6,6 +6,7 @@ PlimsollError
 │   ├── ContextTooLong    400   prompt longer than the model's context
 │   ├── UnknownModel      404
 │   ├── BodyTooLarge      413
+│   │   └── PromptTooLarge      more text than limits.prompt allows, whatever the model's context
 │   └── HeadersTooLarge   431
 ├── Unauthorized          401   no API key, or none of this server's
 ├── Forbidden             403   the key's role is too low, or a web page of another origin asks
@@ -95,6 +96,10 @@ class TooManyRequests(PlimsollError):
     status = 429
     code = "rate_limit_exceeded"
     type = "rate_limit_error"
+
+
+class PromptTooLarge(BodyTooLarge):
+    code = "prompt_too_large"
 
 
 class QueueFull(PlimsollError):

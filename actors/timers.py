@@ -12,6 +12,9 @@ import pykka
 
 from plimsoll.actors.messages import Ref
 
+# A lock can't wait for centuries: trying to would end the thread, and with it every timer there is.
+_LONGEST_WAIT_S = 86400.0
+
 
 class Timer:
     """A message on its way; ``cancel`` calls it back."""
@@ -78,7 +81,7 @@ class ThreadTimers:
                     return
                 wait_s = self._due[0][0] - self._clock() if self._due else None
                 if wait_s is None or wait_s > 0:
-                    self._changed.wait(wait_s)
+                    self._changed.wait(None if wait_s is None else min(wait_s, _LONGEST_WAIT_S))
                     continue
                 _, _, timer = heapq.heappop(self._due)
             timer.fire()

@@ -11,7 +11,9 @@ import mlx.core as mx
 from plimsoll.engine.allocator import give_back
 from plimsoll.engine.encoders import Encoder, open_encoder
 from plimsoll.engine.engine import Progress
+from plimsoll.engine.long_text import beginning
 from plimsoll.engine.protocol import (
+    MAX_INPUTS,
     ChatRequest,
     Embedded,
     EngineOptions,
@@ -25,8 +27,7 @@ from plimsoll.engine.protocol import (
 )
 from plimsoll.errors import BadRequest, ContextTooLong, InternalError
 
-MAX_INPUTS = 2048
-"""Texts in one request, as OpenAI has it: the vectors of one request are in memory together."""
+_SPARE_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ class EmbeddingEngine:
                 "be cut to any number from 1 on.",
                 param="dimensions",
             )
-        rows = [encoder.tokenize(text) for text in request.texts] or request.tokens
+        rows = [self._tokens(number, text, truncate=request.truncate) for number, text in enumerate(request.texts, 1)]
+        rows = rows or request.tokens
         if request.truncate:
             rows = [_cut(encoder, row) for row in rows]
         for number, row in enumerate(rows, 1):
@@ -148,6 +150,20 @@ class EmbeddingEngine:
         self._refused.clear()
         self._batch = self._encoder = None
         self.trim()
+
+    def _tokens(self, number: int, text: str, *, truncate: bool) -> list[int]:
+        """Raises ``ContextTooLong`` for a text that is far too long before all of it is read."""
+        encoder = self._need_encoder()
+        most = encoder.info.context
+        # Some more than is kept: the last tokens of a part are others than those of the whole.
+        part = beginning(lambda some: len(encoder.tokenize(some)), text, most + _SPARE_TOKENS)
+        if len(part) < len(text) and not truncate:
+            raise ContextTooLong(
+                f"Input {number} has {len(text)} characters, which are more than the {most} tokens that this model "
+                "takes: shorten or split it.",
+                param="input",
+            )
+        return encoder.tokenize(part)
 
     def _check(self, encoder: Encoder, number: int, row: list[int]) -> None:
         most, vocab_size = encoder.info.context, encoder.info.vocab_size

@@ -8,18 +8,16 @@ import json
 from collections import OrderedDict
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from plimsoll.engine import grammar_trial
 from plimsoll.engine.protocol import Tool
 from plimsoll.engine.tool_calls import json_format
 from plimsoll.errors import BadRequest
 
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_SCHEMA_DEPTH = 32
-# Fuel is llguidance's measure of work: about 50,000 units per ms while compiling, 14,000 per ms in a step. A state is
-# 1 to 2 kB, so one grammar stays below 20 MB.
-_COMPILE_FUEL, _STEP_FUEL, _MOST_STATES = 5_000_000, 200_000, 10_000
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _MOST_KEPT = 16
 _MOST_CALLS = 8
@@ -32,7 +30,7 @@ class Grammars:
         self._tokenizer = tokenizer
         self._vocab_size = max(vocab_size, len(tokenizer))
         self._tokens: LLTokenizer | None = None
-        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[str, LLMatcher | str] = OrderedDict()
 
     def answer(self, schema: dict[str, Any] | None, tools: tuple[Tool, ...], *, parallel: bool) -> LLMatcher:
         """The whole answer is JSON that ``schema`` allows, or any object; or, with ``tools``, calls of them.
@@ -70,26 +68,32 @@ class Grammars:
         return lines
 
     def _compile(self, lines: list[str], param: str) -> LLMatcher:
+        """What was refused is kept, too: several answers to one request would each take its time again."""
         grammar = "\n".join(lines)
-        kept = self._kept.pop(grammar, None)
-        if kept is None:
-            limits = LLParserLimits(
-                initial_lexer_fuel=_COMPILE_FUEL,
-                step_lexer_fuel=_STEP_FUEL,
-                max_lexer_states=_MOST_STATES,
-                verbose_errors=False,
-            )
-            kept = LLMatcher(self._vocabulary(), LLMatcher.grammar_from_lark(grammar), log_level=0, limits=limits)
-            # The first step shows whether the limits of a step are enough, and builds what all steps share.
-            if not kept.is_error() and not any(kept.compute_bitmask()):
-                raise BadRequest("No JSON at all satisfies this schema. Change the schema.", param=param)
-            if kept.is_error():
-                reason = " ".join(kept.get_error().split())[:500]
-                raise BadRequest(f"This schema can't be turned into a grammar: {reason}", param=param)
+        kept = self._kept.pop(grammar, None) or self._made(grammar, lines)
         self._kept[grammar] = kept
         if len(self._kept) > _MOST_KEPT:
             self._kept.popitem(last=False)
+        if isinstance(kept, str):
+            raise BadRequest(kept, param=param)
         return kept.deep_copy()
+
+    def _made(self, grammar: str, lines: list[str]) -> LLMatcher | str:
+        """The matcher, or why there is none."""
+        vocabulary = self._vocabulary()
+        if not grammar_trial.affordable(_schemas_only(lines)):
+            return (
+                f"This schema takes more than {grammar_trial.CPU_S} s or 1 GiB to turn into a grammar. Simplify it: "
+                "large values of multipleOf and patterns in allOf cost most."
+            )
+        text, limits = LLMatcher.grammar_from_lark(grammar), grammar_trial.limits()
+        matcher = LLMatcher(vocabulary, text, log_level=0, limits=limits)
+        # The first step shows whether the limits of a step are enough, and builds what all steps share.
+        if not matcher.is_error() and not any(matcher.compute_bitmask()):
+            return "No JSON at all satisfies this schema. Change the schema."
+        if matcher.is_error():
+            return f"This schema can't be turned into a grammar: {' '.join(matcher.get_error().split())[:500]}"
+        return matcher
 
     def _vocabulary(self) -> LLTokenizer:
         if self._tokens is None:
@@ -120,6 +124,14 @@ def _json(schema: dict[str, Any], param: str, what: str) -> str:
     if len(text) > MAX_SCHEMA_BYTES:
         raise BadRequest(f"{what} has {len(text)} bytes of JSON; at most {MAX_SCHEMA_BYTES} can be used.", param=param)
     return text
+
+
+def _schemas_only(lines: list[str]) -> str:
+    """The grammar's schemas by themselves: the marks around calls are tokens of a vocabulary that a trial lacks."""
+    schemas = [schema for line in lines for _, found, schema in [line.partition("%json ")] if found]
+    names = [f"s{index}" for index in range(len(schemas))]
+    bodies = [f"{name}: %json {schema}" for name, schema in zip(names, schemas, strict=True)]
+    return "\n".join([f"start: {' | '.join(names)}", *bodies])
 
 
 def _depth(schema: Any) -> int:

@@ -47,16 +47,16 @@ def with_tools_described(messages: list[dict[str, Any]], tools: tuple[Tool, ...]
     for message in messages:
         if message["role"] == "tool":
             text = f"<tool_response>\n{message['content']}\n</tool_response>"
-            if told and told[-1].get("results"):
-                told[-1]["content"] += f"\n{text}"
+            if told and "results" in told[-1]:
+                told[-1]["results"].append(text)
             else:
-                told.append({"role": "user", "content": text, "results": True})
+                told.append({"role": "user", "results": [text]})
         elif calls := message.get("tool_calls"):
             texts = [message["content"], *(_call_text(call) for call in calls)]
             told.append({"role": message["role"], "content": "\n".join(filter(None, texts))})
         else:
             told.append(message)
-    told = [{key: value for key, value in message.items() if key != "results"} for message in told]
+    told = [{"role": "user", "content": "\n".join(one["results"])} if "results" in one else one for one in told]
     if not tools:
         return told
     described = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in openai_tools(tools))
@@ -106,7 +106,7 @@ def _call(call: Any) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             # What an earlier answer wrote and nobody could read: the template may still show it.
             arguments = function["arguments"]
     return {**call, "function": {**function, "arguments": arguments}}

@@ -12,6 +12,7 @@ from plimsoll.engine.constraint import Constraint, Thinking
 from plimsoll.engine.grammar import Grammars
 from plimsoll.engine.kv_budget import Wish
 from plimsoll.engine.layout import PLAIN, Layout, layout
+from plimsoll.engine.long_text import beginning
 from plimsoll.engine.protocol import ChatRequest, Sampling
 from plimsoll.engine.tool_calls import call_format, json_format, knows_tools, openai_tools
 from plimsoll.errors import BadRequest, ContextTooLong
@@ -89,7 +90,7 @@ class PromptMaker:
         """The prompt's tokens, and whether it ends inside the model's thoughts."""
         tokenizer = self._tokenizer
         if request.prompt is not None:
-            tokens = list(tokenizer.encode(request.prompt)) or [tokenizer.bos_token_id]
+            tokens = self._tokens(request.prompt) or [tokenizer.bos_token_id]
             if tokens == [None]:
                 raise BadRequest("prompt is empty, and this model can't begin without one.", param="prompt")
             return tokens, False
@@ -100,7 +101,7 @@ class PromptMaker:
             messages = chat.with_tools_described(messages, offered)
         if not tokenizer.has_chat_template:
             lines = [f"{message['role']}: {message['content']}" for message in messages]
-            return list(tokenizer.encode("\n".join([*lines, "assistant:"]))), False
+            return self._tokens("\n".join([*lines, "assistant:"])), False
         kwargs = self._template_kwargs(request)
         if offered and native:
             kwargs["tools"] = openai_tools(offered)
@@ -113,7 +114,18 @@ class PromptMaker:
             raise BadRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
         thinks = tokenizer.has_thinking and text.rstrip().endswith(tokenizer.think_start)
         # The template writes its own special tokens.
-        return list(tokenizer.encode(text, add_special_tokens=False)), thinks
+        return self._tokens(text, add_special_tokens=False), thinks
+
+    def _tokens(self, text: str, **how: Any) -> list[int]:
+        """Raises ``ContextTooLong`` for a text that is far too long before all of it is read."""
+        encode = self._tokenizer.encode
+        if len(beginning(lambda part: len(encode(part, **how)), text, self._context)) < len(text):
+            raise ContextTooLong(
+                f"The prompt has {len(text)} characters, which are more than {self._context} tokens, the model's "
+                "context. Shorten the messages.",
+                param="messages",
+            )
+        return list(encode(text, **how))
 
     def _template_kwargs(self, request: ChatRequest) -> dict[str, Any]:
         ours = inspect.signature(self._tokenizer._tokenizer.apply_chat_template).parameters  # noqa: SLF001 - as above

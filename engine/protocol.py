@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
+MAX_INPUTS = 2048
+"""Texts in one ``EmbedRequest``, as OpenAI has it: their vectors are in memory together."""
 _LENGTH = struct.Struct(">I")
 
 

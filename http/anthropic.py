@@ -8,6 +8,7 @@ from plimsoll.http.anthropic_events import Events, message
 from plimsoll.http.anthropic_request import chat_request, count_request, parse
 from plimsoll.http.errors import respond
 from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.http.limits import check_chat
 from plimsoll.http.sse import Stream
 from plimsoll.http.stream import Answer
 from plimsoll.http.whole import gather
@@ -45,5 +46,6 @@ class _Anthropic:
         return respond(200, {"input_tokens": whole.usage.prompt_tokens})
 
     def _answer(self, model: str, request: ChatRequest) -> Answer:
+        check_chat(request, self._front.config.limits)
         self._front.catalog.find(model)
         return Answer(self._front.supervisor, model, request)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 from plimsoll.errors import BadRequest
+from plimsoll.http.body import check_free
 
 
 class TextBlock(msgspec.Struct):
@@ -60,6 +61,7 @@ def _assistant(blocks: list[Block], path: str) -> dict[str, Any]:
     for index, block in enumerate(blocks):
         where = f"{path}[{index}]"
         if block.type == "tool_use":
+            check_free(block.input, f"{where}.input")
             function = {"name": _needed(block.name, f"{where}.name"), "arguments": block.input or {}}
             calls.append({"id": _needed(block.id, f"{where}.id"), "type": "function", "function": function})
         elif block.type == "thinking":

@@ -97,7 +97,7 @@ def arguments(text: str) -> Any:
     """A call's arguments as JSON values; what is no JSON (an answer that was cut short) stays text in ``_raw``."""
     try:
         return msgspec.json.decode(text or "{}")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return {"_raw": text}
 
 

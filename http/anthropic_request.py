@@ -8,10 +8,11 @@ from msgspec import Meta
 from plimsoll.engine.protocol import ChatRequest, Format, Sampling, Tool
 from plimsoll.errors import BadRequest
 from plimsoll.http.anthropic_blocks import Message, TextBlock, plain_messages, plain_text
-from plimsoll.http.body import read
+from plimsoll.http.body import MAX_STOP_CHARS, MAX_STOPS, check_free, read
 from plimsoll.http.front import AnyRequest
 
 _TOKENS_MAX = 2**31 - 1
+_Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
 class ToolBody(msgspec.Struct):
@@ -48,7 +49,7 @@ class Body(msgspec.Struct, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=1, le=_TOKENS_MAX)] | None = None
     system: str | list[TextBlock] | None = None
     stream: bool | None = None
-    stop_sequences: list[Annotated[str, Meta(min_length=1)]] | None = None
+    stop_sequences: Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=_TOKENS_MAX)] | None = None
@@ -64,8 +65,8 @@ _ALLOWED = {
     "messages[].role": "user, assistant or system",
     "messages[].content": "a string or a list of content blocks",
     "system": "a string or a list of text blocks",
-    "stop_sequences": "a list of non-empty strings",
-    "stop_sequences[]": "a non-empty string",
+    "stop_sequences": f"a list of up to {MAX_STOPS} strings",
+    "stop_sequences[]": f"a string of 1 to {MAX_STOP_CHARS} characters",
     "stream": "true or false",
     "max_tokens": f"an integer from 1 to {_TOKENS_MAX}",
     "temperature": "a number from 0 to 1",
@@ -97,6 +98,8 @@ def chat_request(body: Body) -> ChatRequest:
         raise BadRequest(text, param="messages")
     sampled = {name: getattr(body, name) for name in ("temperature", "top_p", "top_k")}
     form = body.output_config.format if body.output_config else None
+    if form:
+        check_free(form.schema, "output_config.format.schema")
     return msgspec.structs.replace(
         count_request(body),
         sampling=Sampling(**{name: value for name, value in sampled.items() if value is not None}),
@@ -128,6 +131,7 @@ def _tool(tool: ToolBody, path: str) -> Tool:
         raise BadRequest(text, param=f"{path}.type")
     if tool.input_schema is None:
         raise BadRequest(f"{path}.input_schema is missing, but must be a JSON schema", param=f"{path}.input_schema")
+    check_free(tool.input_schema, f"{path}.input_schema")
     return Tool(tool.name, tool.description or "", tool.input_schema)
 
 

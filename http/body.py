@@ -13,6 +13,8 @@ from plimsoll.http.front import AnyRequest
 _NOTHING: Mapping[str, str] = {}
 # Free JSON is walked again by encoders, templates and grammars, each with less stack left than the decoder had.
 _MAX_NESTING = 100
+_MAX_VALUES = 100_000
+MAX_STOPS, MAX_STOP_CHARS = 64, 1000
 
 
 def read(request: AnyRequest, decoder: "msgspec.json.Decoder[Any]", allowed: Mapping[str, str] = _NOTHING) -> Any:
@@ -46,16 +48,17 @@ def refuse(param: str, what: str) -> BadRequest:
     return BadRequest(f"{param} {what}", param=param)
 
 
-def check_nesting(value: Any, param: str) -> None:
-    """Raises ``BadRequest`` for a value of free JSON that is nested too deeply to be passed on."""
-    level = [value]
+def check_free(value: Any, param: str) -> None:
+    """Refuse free JSON that could not be passed on: too deep, too many values, or numbers of more than 64 bits."""
+    level, values = [value], 0
     for _ in range(_MAX_NESTING):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
+        if any(type(one) is int and not -(2**63) <= one < 2**64 for one in level):
+            raise refuse(param, "has a number of more than 64 bits; write it as a string")
+        boxes = [one for one in level if isinstance(one, dict | list)]
+        values += sum(map(len, boxes))
+        if values > _MAX_VALUES:
+            raise refuse(param, f"holds {values} values or more, but {_MAX_VALUES} are the most")
+        level = [inner for box in boxes for inner in (box.values() if isinstance(box, dict) else box)]
         if not level:
             return
     raise refuse(param, f"is nested too deeply: {_MAX_NESTING} levels are the most")
@@ -63,7 +66,10 @@ def check_nesting(value: Any, param: str) -> None:
 
 def shown(value: Any) -> str:
     """A bad value as JSON, cut short."""
-    text = msgspec.json.encode(value).decode()
+    try:
+        text = msgspec.json.encode(value).decode()
+    except RecursionError:
+        return "nested too deeply to be shown"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -76,7 +82,10 @@ def _explain(error: msgspec.ValidationError, raw: bytes, allowed: Mapping[str, s
     if not param:
         return BadRequest("the request body must be a JSON object")
     found, value = _at(param, raw)
-    return _bad(param, f"is {shown(value)}" if found else "has a bad value", allowed, fallback=text)
+    what = f"is {shown(value)}" if found else "has a bad value"
+    if found and "of length <=" in text:
+        what = f"has {len(value)} {'characters' if isinstance(value, str) else 'entries'}"
+    return _bad(param, what, allowed, fallback=text)
 
 
 def _bad(param: str, what: str, allowed: Mapping[str, str], fallback: str = "") -> BadRequest:

@@ -8,6 +8,7 @@ from plimsoll.engine.protocol import Request
 from plimsoll.http import ollama_models, ollama_pull
 from plimsoll.http.errors import respond
 from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.http.limits import check_chat, check_embed
 from plimsoll.http.ollama_errors import reshape_errors
 from plimsoll.http.ollama_frames import NDJSON, Lines, Shape, done_reason
 from plimsoll.http.ollama_lease import LeasedAnswer, find, load, unload
@@ -53,11 +54,11 @@ class _Ollama:
         shape = Shape(body.model, chat=True)
         if not body.messages:
             return await self._load_or_unload(body, shape)
-        return await self._answer(request, body, shape, chat_request(body))
+        return await self._answer(request, body, shape, check_chat(chat_request(body), self._front.config.limits))
 
     async def generate(self, request: AnyRequest) -> HTTPResponse | None:
         body = parse_generate(request)
-        asked = generate_request(body)
+        asked = check_chat(generate_request(body), self._front.config.limits, "prompt")
         shape = Shape(body.model, chat=False)
         if not body.prompt:
             return await self._load_or_unload(body, shape)
@@ -65,7 +66,7 @@ class _Ollama:
 
     async def embed(self, request: AnyRequest) -> HTTPResponse:
         body = parse_embed(request)
-        answer = self._leased(body, embed_request(body))
+        answer = self._leased(body, check_embed(embed_request(body), self._front.config.limits))
         whole = Whole()
         if body.input:
             whole = await self._embed(answer)
@@ -75,7 +76,7 @@ class _Ollama:
     async def embeddings(self, request: AnyRequest) -> HTTPResponse:
         body = parse_embeddings(request)
         asked = EmbedBody(model=body.model, input=body.prompt or "", keep_alive=body.keep_alive)
-        answer = self._leased(asked, embed_request(asked))
+        answer = self._leased(asked, check_embed(embed_request(asked), self._front.config.limits, "prompt"))
         vectors = _rows(await self._embed(answer)) if body.prompt else []
         return respond(200, {"embedding": vectors[0] if vectors else []})
 

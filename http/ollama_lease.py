@@ -16,14 +16,15 @@ from plimsoll.http.stream import Answer, ask, tell
 
 def find(front: Front, name: str) -> CatalogModel:
     """The model of that name, also with Ollama's ``:latest`` behind it. Raises ``UnknownModel``."""
-    try:
-        model: CatalogModel = front.catalog.find(name)
-    except UnknownModel as error:
-        if name.endswith(":latest"):
-            return find(front, name.removesuffix(":latest"))
-        why = error.message.removeprefix(f"There is no model {name!r}. ")
-        raise UnknownModel(f"model '{name[:200]}' not found. {why}", param="model") from None
-    return model
+    # Tried once: a name that says it a million times is not to be followed.
+    for asked in dict.fromkeys((name, name.removesuffix(":latest"))):
+        try:
+            model: CatalogModel = front.catalog.find(asked)
+        except UnknownModel as error:
+            why = error.message.removeprefix(f"There is no model {asked[:200]!r}. ")
+        else:
+            return model
+    raise UnknownModel(f"model '{name[:200]}' not found. {why}", param="model")
 
 
 def lease(model: CatalogModel, asked_s: float | None) -> KeepAlive | None:

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from plimsoll.errors import BadRequest
+from plimsoll.http.body import check_free
 
 
 class CalledFunction(msgspec.Struct):
@@ -50,6 +51,8 @@ def plain_message(message: Message, path: str) -> dict[str, Any]:
     if message.tool_call_id:
         plain["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
+        for index, call in enumerate(message.tool_calls):
+            check_free(call.function.arguments, f"{path}.tool_calls[{index}].function.arguments")
         plain["tool_calls"] = [
             {"id": call.id or f"call_{index}", "type": "function", "function": msgspec.to_builtins(call.function)}
             for index, call in enumerate(message.tool_calls)

@@ -8,14 +8,16 @@ import msgspec
 from msgspec import Meta
 
 from plimsoll.engine.protocol import Sampling
-from plimsoll.http.body import refuse, shown
+from plimsoll.http.body import MAX_STOP_CHARS, MAX_STOPS, refuse, shown
 
 _INT32, _INT64 = 2**31, 2**63
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(rf"(\d+\.?\d*|\.\d+)({'|'.join(sorted(_UNITS_S, key=len, reverse=True))})")
 _DURATION = re.compile(rf"([+-]?)((?:{_PART.pattern})+)")
+# Longer ones say nothing, and the pattern of durations would take for ever to refuse them.
+Duration = Annotated[str, Meta(max_length=64)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Stop = Annotated[str, Meta(min_length=1)]
+Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
 class Options(msgspec.Struct, kw_only=True):
@@ -27,7 +29,7 @@ class Options(msgspec.Struct, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)] | None = None
     num_predict: Annotated[int, Meta(ge=-2, lt=_INT32)] | None = None
-    stop: Stop | list[Stop] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -41,8 +43,8 @@ ALLOWED = {
     "options.min_p": "a number from 0 to 1",
     "options.seed": "an integer of 64 bits",
     "options.num_predict": "an integer, -1 or -2 for up to the end of the context",
-    "options.stop": "a non-empty string or a list of them",
-    "options.stop[]": "a non-empty string",
+    "options.stop": f"a string of 1 to {MAX_STOP_CHARS} characters or a list of up to {MAX_STOPS} of them",
+    "options.stop[]": f"a string of 1 to {MAX_STOP_CHARS} characters",
     "options.repeat_penalty": "a number above 0, up to 10",
     "options.presence_penalty": "a number from -2 to 2",
     "options.frequency_penalty": "a number from -2 to 2",

@@ -5,19 +5,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from plimsoll.engine.protocol import ChatRequest, EmbedRequest, Format, Tool
-from plimsoll.http.body import read, refuse
+from plimsoll.engine.protocol import MAX_INPUTS, ChatRequest, EmbedRequest, Format, Tool
+from plimsoll.http.body import check_free, read, refuse
 from plimsoll.http.front import AnyRequest
 from plimsoll.http.ollama_messages import Message, ToolBody, plain_message, refuse_images
 from plimsoll.http.ollama_options import ALLOWED as _OPTIONS_ALLOWED
-from plimsoll.http.ollama_options import Options, keep_alive_s, limits, sampling
+from plimsoll.http.ollama_options import Duration, Options, keep_alive_s, limits, sampling
 
 
 class ModelBody(msgspec.Struct, kw_only=True):
     """What every body has. Null means the default everywhere; unknown keys are ignored."""
 
     model: Annotated[str, Meta(min_length=1)]
-    keep_alive: float | str | None = None
+    keep_alive: float | Duration | None = None
 
     @property
     def keep_alive_s(self) -> float | None:
@@ -54,9 +54,9 @@ class GenerateBody(AnswerBody, kw_only=True):
 class EmbedBody(ModelBody, kw_only=True):
     """A text that is too long is cut, unless ``truncate`` is false."""
 
-    input: str | list[str] = []
+    input: str | Annotated[list[str], Meta(max_length=MAX_INPUTS)] = []
     truncate: bool | None = None
-    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    dimensions: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
 
 
 class EmbeddingsBody(ModelBody, kw_only=True):
@@ -80,7 +80,7 @@ _ALLOWED = _OPTIONS_ALLOWED | {
     "prompt": "a string",
     "system": "a string",
     "raw": "true or false",
-    "input": "a string or a list of strings",
+    "input": f"a string or a list of up to {MAX_INPUTS} strings",
     "input[]": "a string",
     "dimensions": "an integer of 1 or more",
 }
@@ -113,6 +113,8 @@ def chat_request(body: ChatBody) -> ChatRequest:
     """What the engine gets. Raises ``BadRequest`` for images."""
     messages = [plain_message(message, f"messages[{index}]") for index, message in enumerate(body.messages or ())]
     functions = [tool.function for tool in body.tools or ()]
+    for index, one in enumerate(functions):
+        check_free(one.parameters, f"tools[{index}].function.parameters")
     tools = tuple(Tool(one.name, one.description or "", one.parameters or {}) for one in functions)
     return _answer(body, messages=messages, tools=tools)
 
@@ -152,5 +154,6 @@ def _answer(body: AnswerBody, **fields: Any) -> ChatRequest:
 
 def _format(form: str | dict[str, Any] | None) -> Format | None:
     if isinstance(form, dict):
+        check_free(form, "format")
         return Format(form)
     return Format() if form else None

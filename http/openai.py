@@ -9,6 +9,7 @@ from plimsoll.http import openai_completions, openai_embeddings, openai_response
 from plimsoll.http.body import read
 from plimsoll.http.errors import respond
 from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.http.limits import check_chat
 from plimsoll.http.openai_frames import Chunks, completion
 from plimsoll.http.openai_params import variants
 from plimsoll.http.openai_request import ALLOWED, Body, chat_request, decoder
@@ -34,7 +35,7 @@ class _OpenAI:
 
     async def chat_completions(self, request: AnyRequest) -> HTTPResponse | None:
         body: Body = read(request, decoder, ALLOWED)
-        asked = variants(chat_request(body), body.n or 1)
+        asked = variants(check_chat(chat_request(body), self._front.config.limits), body.n or 1)
         self._front.catalog.find(body.model)
         answers = [Answer(self._front.supervisor, body.model, one) for one in asked]
         head = Head(

@@ -14,6 +14,7 @@ from plimsoll.http import openai_params
 from plimsoll.http.body import read, refuse
 from plimsoll.http.errors import envelope, respond
 from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.http.limits import check_chat
 from plimsoll.http.openai_params import WithChoices, variants
 from plimsoll.http.openai_shapes import DONE, Head, Usages, likelihood, text_waits, usage_body
 from plimsoll.http.sse import Stream, comment
@@ -59,7 +60,11 @@ class _Completions:
         body: Body = read(request, _decoder, _ALLOWED)
         _check(body)
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        asked = [one for prompt in prompts for one in variants(_request(body, prompt), body.n or 1)]
+        asked = [
+            one
+            for prompt in prompts
+            for one in variants(check_chat(_request(body, prompt), self._front.config.limits, "prompt"), body.n or 1)
+        ]
         self._front.catalog.find(body.model)
         answers = [Answer(self._front.supervisor, body.model, one) for one in asked]
         head = Head(

@@ -9,16 +9,26 @@ from msgspec import Meta
 from sanic import HTTPResponse
 
 from plimsoll.actors.messages import Vectors
-from plimsoll.engine.protocol import EmbedRequest
+from plimsoll.engine.protocol import MAX_INPUTS, EmbedRequest
 from plimsoll.errors import InternalError
 from plimsoll.http.body import read, refuse
 from plimsoll.http.errors import respond
 from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.http.limits import check_embed
 from plimsoll.http.stream import Answer
 from plimsoll.http.whole import gather
 
-_MAX_INPUTS = 2048
+_MAX_IDS = 1_000_000
 _FLOAT_BYTES = 4
+_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}}
+_TEXT = {"type": "string", "minLength": 1}
+_INPUT_SCHEMA = {
+    "anyOf": [
+        _TEXT,
+        _IDS,
+        *({"type": "array", "minItems": 1, "maxItems": MAX_INPUTS, "items": one} for one in (_TEXT, _IDS)),
+    ]
+}
 
 
 class Body(msgspec.Struct, kw_only=True):
@@ -26,13 +36,13 @@ class Body(msgspec.Struct, kw_only=True):
 
     model: Annotated[str, Meta(min_length=1)]
     # Which of its four forms it has is seen by hand: msgspec does not tell list[str] from list[int].
-    input: Any
+    input: Annotated[Any, Meta(extra_json_schema=_INPUT_SCHEMA)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     user: str | None = None
 
 
-_INPUT = f"a non-empty string, a list of 1 to {_MAX_INPUTS} of them, or token ids in the place of each string"
+_INPUT = f"a non-empty string, a list of 1 to {MAX_INPUTS} of them, or token ids in the place of each string"
 _ALLOWED = {
     "model": "a model's name",
     "input": _INPUT,
@@ -54,7 +64,7 @@ class _Embeddings:
 
     async def embeddings(self, request: AnyRequest) -> HTTPResponse:
         body: Body = read(request, _decoder, _ALLOWED)
-        asked = _request(body.input, body.dimensions)
+        asked = check_embed(_request(body.input, body.dimensions), self._front.config.limits)
         self._front.catalog.find(body.model)
         with self._front.running():
             (whole,) = await gather(Answer(self._front.supervisor, body.model, asked))
@@ -78,8 +88,10 @@ def _request(given: Any, dimensions: int | None) -> EmbedRequest:
         tokens = given if isinstance(given[0], list) else [given]
     else:
         raise refuse("input", f"must be {_INPUT}")
-    if len(texts or tokens) > _MAX_INPUTS:
-        raise refuse("input", f"has {len(texts or tokens)} entries, but {_MAX_INPUTS} are the most")
+    if len(texts or tokens) > MAX_INPUTS:
+        raise refuse("input", f"has {len(texts or tokens)} entries, but {MAX_INPUTS} are the most")
+    if (ids := sum(len(one) for one in tokens if isinstance(one, list))) > _MAX_IDS:
+        raise refuse("input", f"has {ids} token ids, but {_MAX_IDS} are the most")
     many = isinstance(given, list) and isinstance(given[0], str | list)
     for index, one in enumerate(texts or tokens):
         where = f"input[{index}]" if many else "input"

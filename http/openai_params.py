@@ -7,14 +7,15 @@ import msgspec
 from msgspec import Meta
 
 from plimsoll.engine.protocol import ChatRequest, Sampling
-from plimsoll.http.body import refuse, shown
+from plimsoll.http.body import MAX_STOP_CHARS, refuse, shown
 
 MAX_ANSWERS = 8
+MAX_BIASES = 1024
 _INT64 = 2**63
 _TOKENS_MAX = 2**31 - 1
 Tokens = Annotated[int, Meta(ge=1, le=_TOKENS_MAX)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Stop = Annotated[str, Meta(min_length=1)]
+Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -36,7 +37,7 @@ class Common(msgspec.Struct, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], Meta(max_length=MAX_BIASES)] | None = None
     user: str | None = None
 
     def stops(self) -> tuple[str, ...]:
@@ -74,12 +75,12 @@ ALLOWED = {
     "top_k": f"an integer from 0 (off) to {_TOKENS_MAX}",
     "min_p": "a number from 0 to 1",
     "seed": "an integer of 64 bits",
-    "stop": "a non-empty string or a list of up to 4 of them",
-    "stop[]": "a non-empty string",
+    "stop": f"a string of 1 to {MAX_STOP_CHARS} characters or a list of up to 4 of them",
+    "stop[]": f"a string of 1 to {MAX_STOP_CHARS} characters",
     "presence_penalty": "a number from -2 to 2",
     "frequency_penalty": "a number from -2 to 2",
     "repetition_penalty": "a number above 0, up to 10",
-    "logit_bias": 'an object of token ids with numbers from -100 to 100, like {"50256": -100}',
+    "logit_bias": f'an object of up to {MAX_BIASES} token ids with numbers from -100 to 100, like {{"50256": -100}}',
     "logit_bias[]": "a number from -100 to 100",
     "n": f"an integer from 1 to {MAX_ANSWERS}",
     "top_logprobs": "an integer from 0 to 20",

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from plimsoll.engine.protocol import ChatRequest, Format
 from plimsoll.http import openai_params, openai_tools
-from plimsoll.http.body import check_nesting, refuse, shown
+from plimsoll.http.body import check_free, refuse, shown
 from plimsoll.http.body import decode as decode  # noqa: PLC0414 - other modules know it from here
 from plimsoll.http.openai_params import Effort, Tokens, WithChoices
 from plimsoll.http.openai_tools import CalledTool, ResponseFormat, ToolBody
@@ -102,7 +102,7 @@ def _template_kwargs(body: Body) -> dict[str, Any]:
     given = body.chat_template_kwargs or {}
     for name in _OWN_KWARGS & given.keys():
         raise refuse(f"chat_template_kwargs.{name}", "is set by the server and can't be given")
-    check_nesting(given, "chat_template_kwargs")
+    check_free(given, "chat_template_kwargs")
     return given
 
 

@@ -12,6 +12,7 @@ from plimsoll.http import openai_params, openai_responses_input, openai_tools
 from plimsoll.http.body import read, refuse
 from plimsoll.http.errors import respond
 from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.http.limits import check_chat
 from plimsoll.http.openai_params import Common, Effort, Tokens
 from plimsoll.http.openai_responses_events import Events, response_body
 from plimsoll.http.openai_responses_input import Item
@@ -83,7 +84,7 @@ class _Responses:
 
     async def responses(self, request: AnyRequest) -> HTTPResponse | None:
         body: Body = read(request, _decoder, _ALLOWED)
-        asked = _chat_request(body)
+        asked = check_chat(_chat_request(body), self._front.config.limits, "input")
         self._front.catalog.find(body.model)
         answer = Answer(self._front.supervisor, body.model, asked)
         started = _started(body, answer.id)

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from plimsoll.engine.protocol import Format, Tool
-from plimsoll.http.body import check_nesting, refuse, shown
+from plimsoll.http.body import check_free, refuse, shown
 
 _MODES = ("auto", "none", "required")
 ToolName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
@@ -117,6 +117,7 @@ def _choose_function(given: dict[str, Any], tools: tuple[Tool, ...]) -> dict[str
 
 def _named(given: dict[str, Any]) -> tuple[str, str]:
     """The function's name and where it stands: nested in chat completions, flat in responses."""
+    check_free(given, "tool_choice")  # responses give it back
     if given.get("type") != "function":
         raise refuse("tool_choice.type", f"is {shown(given.get('type'))}, but must be function")
     nested = given.get("function")
@@ -132,7 +133,7 @@ def check(tools: tuple[Tool, ...], param: str) -> tuple[Tool, ...]:
     """Raises ``BadRequest`` for two tools of one name; ``param`` is the path of a name with ``{}`` for the index."""
     seen: set[str] = set()
     for index, tool in enumerate(tools):
-        check_nesting(tool.parameters, param.format(index).removesuffix("name") + "parameters")
+        check_free(tool.parameters, param.format(index).removesuffix("name") + "parameters")
         if tool.name in seen:
             raise refuse(param.format(index), f"is {shown(tool.name)}, but another tool has that name already")
         seen.add(tool.name)
@@ -145,5 +146,5 @@ def answer_format(kind: str, schema: dict[str, Any] | None, param: str) -> Forma
         return None
     if kind == "json_schema" and schema is None:
         raise refuse(param, "is missing, but must be a JSON schema")
-    check_nesting(schema, param)
+    check_free(schema, param)
     return Format(schema if kind == "json_schema" else None)

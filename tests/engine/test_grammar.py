@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,35 @@ def test_a_schema_made_to_cost_time_is_refused_or_served_in_bounded_time(engine,
     engine.submit("a", prepared)
     run = Run(engine).finish()
     assert run.reasons or run.refused
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 999_983},
+        {"allOf": [{"type": "integer", "multipleOf": 9973}, {"type": "integer", "multipleOf": 9967}]},
+    ],
+    ids=["one", "two"],
+)
+def test_a_schema_that_takes_hours_or_gigabytes_costs_a_child_process_two_seconds(engine, schema):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with pytest.raises(BadRequest, match="takes more than 2 s or 1 GiB") as caught:
+        engine.prepare(ask(schema))
+    assert caught.value.param == "response_format"
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 4
+    assert after.ru_maxrss < 1_200_000
+    # Several answers to one request ask for the same again.
+    with pytest.raises(BadRequest, match="takes more than 2 s"):
+        engine.prepare(ask(schema))
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime == after.ru_utime
+
+
+def test_a_schema_in_a_tool_is_tried_like_one_of_an_answer(engine):
+    tool = Tool("f", "", {"properties": {"x": {"type": "integer", "multipleOf": 999_979}}, "required": ["x"]})
+    with pytest.raises(BadRequest, match="takes more than 2 s") as caught:
+        engine.prepare(request("a ship", HOT, tools=(tool,), tool_choice="required"))
+    assert caught.value.param == "tools"
 
 
 def test_a_client_cannot_loosen_the_spacing(engine):

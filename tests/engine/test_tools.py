@@ -9,6 +9,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tool_parsers import mistral, pythonic, qwen3_coder
 from tokenizers import AddedToken, Tokenizer
 
+from plimsoll.engine import messages
 from plimsoll.engine.answer_parts import AnswerParts
 from plimsoll.engine.layout import Layout
 from plimsoll.engine.protocol import ChatRequest, Sampling, Tool
@@ -111,6 +112,19 @@ def test_no_tool_reaches_the_template_where_none_may_be_called(native, generic):
 def test_arguments_of_earlier_calls_reach_the_template_as_objects(native):
     text = prompt(native, ChatRequest(HISTORY, tools=TOOLS))
     assert "[assistant] get_weather(Oslo)get_time(-)[tool] rain[tool] noon[assistant]" in text
+
+
+def test_arguments_that_are_nested_too_deeply_reach_the_template_as_they_are():
+    """The JSON decoder's own recursion was a server error."""
+    call = {"function": {"name": "f", "arguments": "[" * 100_000}}
+    assert "[[[" in json.dumps(messages.plain([{"role": "assistant", "content": "", "tool_calls": [call]}]))
+
+
+def test_results_of_many_calls_in_a_row_are_one_message():
+    results = [{"role": "tool", "content": str(number)} for number in range(20_000)]
+    told = messages.with_tools_described(messages.plain([{"role": "user", "content": "x"}, *results]), ())
+    assert [message["role"] for message in told] == ["user", "user"]
+    assert told[1]["content"].count("<tool_response>") == 20_000
 
 
 def test_arguments_that_are_no_json_reach_the_template_as_they_are(generic):
