@@ -123,7 +123,7 @@ OPERATIONS = (
         body=anthropic_request.Body,
         example=_EXAMPLE | {"max_tokens": 64},
         answers={200: (*json_of(AnthropicMessage), Content("text/event-stream", _EVENTS))},
-        errors=(429, 507),
+        errors=(507,),
     ),
     Operation(
         path="/v1/messages/count_tokens",
@@ -134,6 +134,6 @@ OPERATIONS = (
         body=anthropic_request.Body,
         example=_EXAMPLE,
         answers={200: json_of(TokenCount)},
-        errors=(429, 507),
+        errors=(507,),
     ),
 )

@@ -145,7 +145,7 @@ def _post(path: str, about: str, body: type, example: dict[str, Any], whole: typ
         body=body,
         example={"model": "smollm2-135m"} | example,
         answers={200: forms},
-        errors=(507,),  # a full queue is 503 here
+        errors=(507,),
     )
 
 

@@ -124,7 +124,7 @@ def _act(verb: str, about: str, body: type | None = None, *, body_needed: bool =
         body_needed=body_needed,
         parameters=(MODEL,),
         answers={200: json_of(ModelTold)},
-        errors=(429, 507),
+        errors=(507,),
     )
 
 

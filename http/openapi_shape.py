@@ -11,7 +11,7 @@ import msgspec
 JSON = "application/json"
 _NAME: Mapping[str, Any] = MappingProxyType({"type": "string", "minLength": 1})
 _REF = "#/components/schemas/{name}"
-_COMMON = (400, 401, 403, 404, 405, 408, 413, 415, 417, 500, 503)
+_COMMON = (400, 401, 403, 404, 405, 408, 413, 415, 417, 429, 431, 500, 503)
 _RETRIES = frozenset({429, 503})
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds; where trying again can help.", "schema": {"type": "integer"}}}
 _NEVER = {"x-should-retry": {"description": "What official clients go by.", "schema": {"const": "false"}}}

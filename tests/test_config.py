@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plimsoll import config
@@ -156,6 +156,8 @@ JSON = st.recursive(
 )
 
 
+# A loaded machine is no bug: neither the time of a case nor of making it is judged.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.sampled_from(["server", "memory", "models", "engine", "logging", "x"]),
