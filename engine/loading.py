@@ -13,6 +13,7 @@ from mlx_lm.utils import load_model, load_tokenizer
 
 from plimsoll.engine import adapters
 from plimsoll.engine.engine import Progress
+from plimsoll.engine.own_code import refuse_code
 from plimsoll.engine.protocol import EngineOptions, ModelInfo
 from plimsoll.engine.weights import describe_model, on_the_cpu, read_weights
 from plimsoll.errors import LoadFailed
@@ -34,11 +35,12 @@ def load(path: Path, options: EngineOptions, progress: Progress) -> Loaded:
     On a CPU packed weights become dense float32 where ``options.dequantize`` says so, or get float32 scales; a GPU
     takes them as they are.
 
-    Raises ``LoadFailed`` where files are missing, the adapter does not belong to the model or it can't be batched, and
-    what MLX raises on bad files.
+    Raises ``LoadFailed`` where files are missing or want code of the model's own, the adapter does not belong to the
+    model or it can't be batched, and what MLX raises on bad files.
     """
     start = time.monotonic()
     _check_files(path)
+    refuse_code(path)
     if on_the_cpu():
         # There mx.compile runs a C++ compiler per kernel; measured as fast without, and many machines have none.
         mx.disable_compile()
@@ -76,7 +78,15 @@ def _check_batching(model: nn.Module, config: dict[str, Any]) -> None:
 
 def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
     # Said outright: where it is left open, transformers asks on the terminal.
-    tokenizer = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+    try:
+        tokenizer = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise LoadFailed(
+            f"The tokenizer in {path} wants code of its own to be run, which is never done here: use a model whose "
+            "tokenizer_config.json names a class of transformers."
+        ) from None
     # Were one set, every encode would change the shared Rust object for a moment, and a decode on the step thread in
     # that moment raises "Already borrowed".
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:

@@ -14,11 +14,17 @@ from plimsoll.engine.kv_budget import Wish
 from plimsoll.engine.layout import PLAIN, Layout, layout
 from plimsoll.engine.long_text import beginning
 from plimsoll.engine.protocol import ChatRequest, Sampling
+from plimsoll.engine.time_limit import TookTooLong, time_limit
 from plimsoll.engine.tool_calls import call_format, json_format, knows_tools, openai_tools
 from plimsoll.errors import BadRequest, ContextTooLong
 
 # What a template written for other messages raises: its author tests none of them.
-_TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_TEMPLATE_ERRORS = (
+    *(TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError),
+)
+# A template comes with the model: one that loops for ever must not keep all other requests waiting as long.
+_TEMPLATE_S = 15.0
+_MOST_CHARACTERS = 64 << 20  # four times what a body may hold as it is configured
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +115,23 @@ class PromptMaker:
         own = tokenizer._chat_template is not None  # noqa: SLF001 - mlx-lm is pinned
         renderer = tokenizer if own or request.thinking is not None else tokenizer._tokenizer  # noqa: SLF001 - as above
         try:
-            text = str(renderer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs))
+            with time_limit(_TEMPLATE_S):
+                text = str(renderer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs))
+        except TookTooLong:
+            raise BadRequest(
+                f"The model's chat template took more than {_TEMPLATE_S:.0f} s for these messages and was stopped: "
+                "send fewer or shorter ones, or look at the template in the model's files.",
+                param="messages",
+            ) from None
         except _TEMPLATE_ERRORS as error:
-            raise BadRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
+            reason = str(error) or type(error).__name__
+            raise BadRequest(f"The model's chat template refuses these messages: {reason}", param="messages") from error
+        if len(text) > _MOST_CHARACTERS:
+            raise BadRequest(
+                f"The model's chat template makes {len(text)} characters of these messages; at most {_MOST_CHARACTERS} "
+                "are read. Look at the template in the model's files.",
+                param="messages",
+            )
         thinks = tokenizer.has_thinking and text.rstrip().endswith(tokenizer.think_start)
         # The template writes its own special tokens.
         return self._tokens(text, add_special_tokens=False), thinks

@@ -128,8 +128,9 @@ class Worker:
                 self._jobs.put(self._prepare(command) if isinstance(command, Generate) else command)
         except (ProtocolError, OSError) as error:
             sys.stderr.write(f"plimsoll worker: {error}\n")
-        # The front is gone, or talks rubbish. The step thread may be inside MLX for a long time: don't wait for it.
-        os._exit(0)
+        finally:
+            # The front is gone, or talks rubbish. The step thread may be inside MLX for a long time: don't wait for it.
+            os._exit(0)
 
     def _prepare(self, command: Generate) -> _Job:
         engine = self._engine
@@ -141,7 +142,7 @@ class Worker:
         except BadRequest as error:
             code: Any = "context_length_exceeded" if isinstance(error, ContextTooLong) else "invalid_value"
             return RequestError(command.id, code, error.message, error.param)
-        except Exception as error:  # noqa: BLE001 - a tokenizer or template that raises costs one request
+        except BaseException as error:  # noqa: BLE001 - a tokenizer that panics in Rust raises no Exception
             return RequestError(command.id, "internal_error", f"the prompt can't be tokenised: {describe(error)}")
 
     # ---- step thread

@@ -43,3 +43,14 @@ def test_a_length_above_the_bound_is_refused_before_anything_is_read() -> None:
 def test_rubbish_is_a_protocol_error_or_the_end_and_nothing_else(data: bytes) -> None:
     with contextlib.suppress(p.ProtocolError):
         through(data)
+
+
+def test_a_frame_that_is_nested_too_deeply_is_a_protocol_error() -> None:
+    """The decoder raises RecursionError, which ended the reader without a word."""
+    frame = p.encode(p.Generate("a", p.ChatRequest([{"role": "user", "content": "X"}])))[4:]
+    body = frame.replace(b"\xa1X", b"\x91" * 100_000 + b"\xc0")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(len(body).to_bytes(4, "big") + body)
+        with pytest.raises(p.ProtocolError, match="malformed frame"):
+            list(p.read_commands(theirs))
