@@ -9,7 +9,7 @@ import re
 import reprlib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import yaml
@@ -235,8 +235,8 @@ def _explain(error: msgspec.ValidationError, data: Any) -> str:
         bad = next(name for name in names if not (_is_name(name) if path else isinstance(name, str)))
         expected = text.removeprefix("Expected ").replace("`", "")
         return f"{path or 'the file'}: {_shown(bad)} is not allowed as a name, expected {expected}"
-    if unknown := re.search(r"unknown field `(.+)`", text):
-        return f"{_join(path, unknown[1])}: unknown key; see config.yaml for the keys there are"
+    if unknown := re.search(r"unknown field `(.+)`", text, re.DOTALL):
+        return f"{_join(path, unknown[1][:100])}: unknown key; see config.yaml for the keys there are"
     if missing := re.search(r"missing required field `(.+)`", text):
         return f"{_join(path, missing[1])}: this key is required"
     if path == "access" or path.startswith("access.keys"):
@@ -247,8 +247,17 @@ def _explain(error: msgspec.ValidationError, data: Any) -> str:
         path, value = _offender(path, data)
     else:
         value = _at(path.split("."), data) if path else data
-    allowed = text.removeprefix("Expected ").replace("`", "")
+    allowed = _choices(path) or text.removeprefix("Expected ").replace("`", "")
     return f"{path or 'the file'}: {_shown(value)} is not allowed, expected {allowed}"
+
+
+def _choices(path: str) -> str:
+    """The words that the key at ``path`` may have; nothing where it is no choice of words."""
+    kind: Any = Config
+    for key in path.split("."):
+        fields = {field.name: field.type for field in msgspec.structs.fields(kind)} if isinstance(kind, type) else {}
+        kind = fields.get(key)
+    return " or ".join(get_args(kind)) if get_origin(kind) is Literal else ""
 
 
 def _shown(value: Any) -> str:

@@ -44,11 +44,11 @@ def problem(folder: Path) -> str | None:
         return "has no config.json, so it is not an MLX model"
     try:
         files = _weight_files(folder)
+        missing = [file.name for file in files if not file.is_file()]
     except (OSError, ValueError) as error:
-        return f"has a model.safetensors.index.json that can't be read ({error})"
+        return f"has a model.safetensors.index.json that can't be read ({str(error)[:300]})"
     if not files:
         return "has no model*.safetensors (fetch or convert the model in MLX format)"
-    missing = [file.name for file in files if not file.is_file()]
     if missing:
         return f"lacks {len(missing)} of {len(files)} weight files, the first is {missing[0]}"
     return None

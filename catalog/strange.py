@@ -37,7 +37,7 @@ def decode(content: bytes, kind: type[_T], name: str) -> _T:
     """The JSON ``content`` of the file ``name``. Raises ``ValueError``."""
     try:
         return msgspec.json.decode(content, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ValueError(f"{name} is not what it should be: {error}") from None
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply") from None

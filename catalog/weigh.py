@@ -108,7 +108,7 @@ def _announced_kv_values(config: dict[str, Any], tensors: int) -> int:
     layers = _number(text, "num_hidden_layers", "n_layer", "num_layers")
     if layers > tensors:  # a loader would make them all before it saw that
         raise ValueError(f"config.json has {layers} layers and the files hold {tensors} tensors")
-    if text.get("model_type") in _ENCODERS:
+    if str(text.get("model_type")) in _ENCODERS:
         return 0
     if rank := _number(text, "kv_lora_rank"):  # multi-head latent attention keeps one compressed vector per layer
         return layers * (rank + _number(text, "qk_rope_head_dim"))

@@ -111,6 +111,8 @@ def llama3_scaling(factors: Sequence[float], config: dict[str, Any]) -> dict[str
     factor = max(factors, default=1.0)
     if all(value == 1.0 for value in factors):
         return None
+    if not 0 < factor < math.inf:
+        raise GgufError(f"rope_freqs.weight has {factor} as its largest number, expected one above 0")
     expected = _llama3_divisors(factor, config)
     if len(factors) != len(expected) or not all(
         math.isclose(value, want, rel_tol=_TOLERANCE) for value, want in zip(factors, expected, strict=True)

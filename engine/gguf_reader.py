@@ -14,6 +14,8 @@ from plimsoll.engine.gguf_header import SUPPORTED, GgufError, Header, Layout, Te
 
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _MAX_ALIGNMENT = 1 << 20
+_MAX_HEADER_BYTES = 64 << 20  # vocabularies of 262,144 tokens take 15 MB
+_MAX_VALUES = 4 << 20  # of one list: as Python objects they take 30 times their bytes
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
     0: struct.Struct("<B"),
@@ -159,6 +161,8 @@ class _Reader:
     def _count(self, what: str, least_bytes: int) -> int:
         """A count that the rest of the file can hold: a broken one must not allocate."""
         count: int = self._number(_U64)
+        if count > _MAX_VALUES:
+            raise GgufError(f"{count} {what} are announced at byte {self._at}, above the bound of {_MAX_VALUES}")
         if count * least_bytes > len(self._data) - self._at:
             raise GgufError(f"the file is cut off or broken: {count} {what} are announced at byte {self._at}")
         return count
@@ -177,6 +181,8 @@ class _Reader:
         end = self._at + size
         if end > len(self._data):
             raise GgufError(f"the file is cut off: {size} bytes at {self._at} are past its end ({len(self._data)})")
+        if end > _MAX_HEADER_BYTES:
+            raise GgufError(f"the header has more than the {_MAX_HEADER_BYTES >> 20} MiB that it may have")
         taken = self._data[self._at : end]
         self._at = end
         return taken

@@ -28,6 +28,7 @@ _SPLITS: dict[str, tuple[str, ...]] = {
 }
 _SPLITS |= {"": _SPLITS["default"], "llama3": _SPLITS["llama-bpe"], "llama-v3": _SPLITS["llama-bpe"]}
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+_MOST_CHARACTERS = 1024  # of one token: all its splits are tried
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>")
 _KEY = "tokenizer.ggml"
 
@@ -48,6 +49,8 @@ class Vocabulary:
         if len(self.ids) < len(self.tokens):
             twice = next(token for id_, token in enumerate(self.tokens) if self.ids[token] != id_)
             raise GgufError(f"the token {twice[:40]!r} is in the vocabulary twice")
+        if (longest := max(map(len, self.tokens))) > _MOST_CHARACTERS:
+            raise GgufError(f"a token has {longest} characters, above the bound of {_MOST_CHARACTERS}")
         self.types: list[int] = header.list_of(f"{_KEY}.token_type", int) or [1] * len(self.tokens)
         if len(self.types) != len(self.tokens):
             raise GgufError(f"{len(self.tokens)} tokens have {len(self.types)} token types")

@@ -326,5 +326,5 @@ def _read(sock: socket.socket, decoder: "msgspec.msgpack.Decoder[Any]") -> Itera
                 return
             try:
                 yield decoder.decode(body)
-            except (msgspec.MsgspecError, RecursionError) as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise ProtocolError(f"malformed frame: {error}") from None

@@ -202,3 +202,16 @@ def test_references_that_multiply_do_not_fill_the_memory_with_their_error(tmp_pa
     with pytest.raises(ConfigError) as caught:
         config.load(tmp_path / "c.yaml")
     assert len(str(caught.value)) < 2000
+
+
+def test_a_wrong_word_is_answered_with_the_words_there_are():
+    with pytest.raises(
+        ConfigError, match=r"engine\.dequantize: 'often' is not allowed, expected auto or always or never"
+    ):
+        config.parse({"engine": {"dequantize": "often"}})
+
+
+def test_a_key_without_end_is_shown_short():
+    with pytest.raises(ConfigError) as caught:
+        config.parse({"server": {"x" * 5000: 1}})
+    assert len(caught.value.message) < 300

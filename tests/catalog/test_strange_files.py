@@ -141,6 +141,8 @@ def test_a_config_that_can_not_be_true_is_refused(folder, changes, message):
         {"quantization": [4]},
         {"quantization": {"a": 5, "group_size": "64"}},
         {"text_config": "none"},
+        {"model_type": ["llama"]},
+        {"model_type": {"a": 1}},
         {"max_position_embeddings": 10**200},
     ],
 )
@@ -183,6 +185,13 @@ def test_an_index_that_is_nested_too_deeply_is_a_problem_of_the_model_and_not_of
     with pytest.raises(ValueError, match=r"index\.json that can't be read .*nested too deeply"):
         weigh_source(ModelSource("m", "folder", str(place)), place)
     assert size_bytes(ModelSource("m", "folder", str(place)), place) is None
+
+
+def test_an_index_with_a_name_that_no_file_can_have_is_a_problem_of_the_model(folder):
+    place = folder()
+    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "a" * 3000}}))
+    with pytest.raises(ValueError, match=r"index\.json that can't be read .*File name too long"):
+        weigh_source(ModelSource("m", "folder", str(place)), place)
 
 
 def test_an_index_can_not_name_files_elsewhere(folder, tmp_path):

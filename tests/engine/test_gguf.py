@@ -16,6 +16,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model, load_tokenizer
 from tokenizers import Tokenizer
 
+from plimsoll.engine import gguf_reader
 from plimsoll.engine.gguf import convert, main
 from plimsoll.engine.gguf_config import llama3_scaling
 from plimsoll.engine.gguf_header import GgufError
@@ -219,6 +220,32 @@ def test_llama3_scaling_is_recovered_from_its_tensor(converted, factor):
 def test_divisors_of_another_formula_are_refused():
     with pytest.raises(GgufError, match="llama3 formula"):
         llama3_scaling([1.0, 1.5, 2.0, 3.0], {"head_dim": 8, "rope_theta": 10000.0})
+
+
+@pytest.mark.parametrize("largest", [0.0, -1.0, math.inf])
+def test_divisors_that_are_no_divisors_are_refused(largest):
+    with pytest.raises(GgufError, match="as its largest number, expected one above 0"):
+        llama3_scaling([largest, -2.0], {"head_dim": 4, "rope_theta": 10000.0})
+
+
+def test_a_token_of_great_length_is_refused_before_its_splits_are_tried(gguf_files, converted):
+    tokenizer = gguf_files.spm()
+    tokenizer["tokenizer.ggml.tokens"][-1] = "a" * 1025
+    with pytest.raises(GgufError, match="a token has 1025 characters, above the bound of 1024"):
+        converted(tokenizer=tokenizer)
+
+
+def test_a_list_that_is_too_long_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_reader, "_MAX_VALUES", 3)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQQ1sIIQ4x", 3, 0, 1, 1, b"a", 9, 0, 4))
+    with pytest.raises(GgufError, match="4 values are announced at byte 49, above the bound of 3"):
+        gguf_reader.read_header(tmp_path / "m.gguf")
+
+
+def test_a_header_that_is_too_long_is_refused(gguf_files, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_reader, "_MAX_HEADER_BYTES", 1 << 10)
+    with pytest.raises(GgufError, match="the header has more than the 0 MiB that it may have"):
+        gguf_reader.read_header(gguf_files.tiny_llama(tmp_path / "m.gguf"))
 
 
 def test_divisors_of_one_are_no_scaling():

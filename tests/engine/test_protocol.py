@@ -54,3 +54,10 @@ def test_a_frame_that_is_nested_too_deeply_is_a_protocol_error() -> None:
         ours.sendall(len(body).to_bytes(4, "big") + body)
         with pytest.raises(p.ProtocolError, match="malformed frame"):
             list(p.read_commands(theirs))
+
+
+def test_text_that_is_not_utf_8_is_a_protocol_error() -> None:
+    """The decoder raises UnicodeDecodeError, which is none of its own errors."""
+    frame = p.encode(p.RequestError("a", "internal_error", "XX"))
+    with pytest.raises(p.ProtocolError, match="malformed frame"):
+        through(frame.replace(b"XX", b"\xff\xfe"))
