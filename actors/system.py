@@ -55,6 +55,7 @@ class ActorSystem:
         # For the few things that look at a disk or at every process: no actor waits for them.
         self._background = ThreadPoolExecutor(2, "plimsoll-background")
         self._timers: ThreadTimers | None = None
+        self._environment: dict[str, str] = {}
         self.supervisor: m.Ref
         self.watchdog: m.Ref
 
@@ -69,6 +70,7 @@ class ActorSystem:
             memory.clear_after,
         )
         self._timers = ThreadTimers()
+        self._environment = worker_environment(self._config.engine.blas, default_cache_dir(self._config))
         self.watchdog = Watchdog.start(self._sampler, thresholds, self.journal)
         self.supervisor = Supervisor.start(
             self._catalog,
@@ -140,7 +142,7 @@ class ActorSystem:
             stop_grace_s=stop_grace_s,
             hang_after_s=engine.hang_after,
         )
-        environment = {} if model.source.kind == "fake" else worker_environment(engine.blas)
+        environment = {} if model.source.kind == "fake" else self._environment
 
         def spawn(on_event: OnEvent, on_exit: OnExit) -> Worker:
             return WorkerProcess(on_event, on_exit, environment, oom_kills)
@@ -152,7 +154,7 @@ class ActorSystem:
         return ModelActor.start(settings, supervisor, Effects(spawn, self._timers, self.journal, weigh))
 
     def _spawn_spare(self, on_event: OnEvent, on_exit: OnExit) -> Worker:
-        return WorkerProcess(on_event, on_exit, worker_environment(self._config.engine.blas), oom_kills, warm=True)
+        return WorkerProcess(on_event, on_exit, self._environment, oom_kills, warm=True)
 
     def _has_use_of_spare(self, name: str) -> bool:
         try:

@@ -56,7 +56,7 @@ def _mlx(config: Config) -> Iterator[Finding]:
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and code
             [sys.executable, "-P", "-c", _ASK_MLX],
-            env={**os.environ, **worker_environment(config.engine.blas)},
+            env={**os.environ, **worker_environment(config.engine.blas, default_cache_dir(config))},
             capture_output=True,
             text=True,
             timeout=_MLX_TIMEOUT_S,
