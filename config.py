@@ -87,11 +87,21 @@ class ModelsConfig(Section, frozen=True):
 
 
 class LimitsConfig(Section, frozen=True):
-    """What one request may hold; the structs of the APIs have the bounds that are never changed."""
+    """What one request, connection or key may; the structs of the APIs have the bounds that are never changed."""
 
     messages: Annotated[int, msgspec.Meta(ge=1)]
     prompt: Bytes
     tools: Annotated[int, msgspec.Meta(ge=1)]
+    # Of connections and keys:
+    connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    header_size: Bytes
+    headers: Annotated[int, msgspec.Meta(ge=10, le=1000)]
+    header_time: Seconds
+    body_time: Seconds
+    idle: Seconds
+    slow_client: Seconds
+    requests_per_minute: Annotated[float, msgspec.Meta(gt=0)] | None
+    burst: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 
 
 class EngineConfig(Section, frozen=True):
@@ -303,6 +313,7 @@ def _offender(path: str, data: Any) -> tuple[str, Any]:
 def _check_sense(config: Config, origin: str) -> None:
     """What types can't say: values that contradict each other."""
     _check_keys(config.access.keys, origin)
+    _check_limits(config.limits, origin)
     memory = config.memory
     steps = [
         (f"memory.{name}_percent", getattr(memory, f"{name}_percent")) for name in ("warning", "critical", "emergency")
@@ -321,6 +332,14 @@ def _check_sense(config: Config, origin: str) -> None:
             raise ConfigError(f"{origin}: {key}: {size} is not allowed, expected 64MiB or more")
     if config.server.max_body < 1024:
         raise ConfigError(f"{origin}: server.max_body: {config.server.max_body} is not allowed, expected 1KiB or more")
+
+
+def _check_limits(limits: LimitsConfig, origin: str) -> None:
+    for name in ("header_time", "body_time", "idle", "slow_client"):
+        if getattr(limits, name) <= 0:
+            raise ConfigError(f"{origin}: limits.{name}: 0 is not allowed, expected more than 0 s")
+    if not 1024 <= limits.header_size <= 16384:
+        raise ConfigError(f"{origin}: limits.header_size: {limits.header_size} is not allowed, expected 1KiB to 16KiB")
 
 
 def _check_keys(keys: list[ApiKey], origin: str) -> None:

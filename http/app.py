@@ -11,10 +11,8 @@ from plimsoll.http import admin, anthropic, events, health, history, ollama, ope
 from plimsoll.http.errors import JsonErrors
 from plimsoll.http.front import Actors, App, Front, ModelCatalog
 from plimsoll.http.gate import Gate
+from plimsoll.http.sweeper import Sweeper
 
-# Sanic's response timeout is the longest gap between two sends; loads and prefills have no bound of their own.
-_NO_LIMIT_S = 10 * 365 * 86400
-_HEADER_TIMEOUT_S = 60
 _numbers = itertools.count(1)
 
 
@@ -30,9 +28,9 @@ def build(config: Config, system: Actors, catalog: ModelCatalog) -> App:
     app.config.update(
         {
             "REQUEST_MAX_SIZE": int(config.server.max_body),
-            "REQUEST_TIMEOUT": _HEADER_TIMEOUT_S,
-            "RESPONSE_TIMEOUT": _NO_LIMIT_S,
-            "KEEP_ALIVE_TIMEOUT": 120,
+            "REQUEST_MAX_HEADER_SIZE": int(config.limits.header_size),
+            # What is left of an answer after which the connection closes.
+            "GRACEFUL_TCP_CLOSE_TIMEOUT": config.limits.slow_client,
             "ACCESS_LOG": False,
             "MOTD": False,
             "AUTO_EXTEND": False,
@@ -41,6 +39,7 @@ def build(config: Config, system: Actors, catalog: ModelCatalog) -> App:
     front = Front(config, system, catalog)
     app.ctx.front = front
     app.ctx.gate = gate = Gate(config)
+    Sweeper(config.limits).add_to(app)
     app.register_middleware(gate.mark_origin, "response")
     app.register_middleware(front.refuse_when_stopping, "request")
     for part in (openai, anthropic, ollama, health, admin, events, history, openapi, page):

@@ -1,13 +1,17 @@
 """The one place that every request passes before it is routed or its body is read."""
 
+import time
+from collections.abc import Callable
+
 from sanic import HTTPResponse
 from sanic.response import BaseHTTPResponse
 
 from plimsoll.config import Config
-from plimsoll.errors import BadRequest, Forbidden, Unauthorized
+from plimsoll.errors import BadRequest, Forbidden, HeadersTooLarge, TooManyRequests, Unauthorized
 from plimsoll.http.access import host_allowed, is_loopback, origin_allowed, role_needed
 from plimsoll.http.front import AnyRequest
 from plimsoll.http.keys import EVERYBODY, Caller, Keys, presented_keys, read_keys
+from plimsoll.http.rate import Bucket, take
 
 _PREFLIGHT_S = "600"
 
@@ -15,12 +19,15 @@ _PREFLIGHT_S = "600"
 class Gate:
     """Lets a request in, with who asks at ``request.ctx.caller``, or raises what it is refused with."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: dict[str, Bucket] = {}
         self._bound = frozenset({config.server.host.lower()})
         self.use(config, read_keys(config.access.keys))
 
     def use(self, config: Config, keys: Keys) -> None:
-        """From now on these keys, names and origins."""
+        """From now on these keys, names, origins and limits."""
+        self._limits = config.limits
         self._keys = keys
         self._names = frozenset(name.lower() for name in config.access.hosts)
         self._origins = frozenset(config.access.origins)
@@ -35,10 +42,17 @@ class Gate:
         Raises:
             BadRequest: more than one Host.
             Forbidden: a foreign Host or Origin, or a key whose role is too low.
+            HeadersTooLarge: too many of them.
+            TooManyRequests: the key's rate is used up.
             Unauthorized: no key, or none of ours.
 
         """
         request.ctx.caller = None
+        if len(request.headers) > self._limits.headers:
+            text = (
+                f"the request has {len(request.headers)} headers; {self._limits.headers} are allowed (limits.headers)"
+            )
+            raise HeadersTooLarge(text)
         self._check_browser(request)
         if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
             return HTTPResponse(status=204, headers=_preflight(request))
@@ -52,6 +66,8 @@ class Gate:
             role, least = caller.role.name.lower(), needed.name.lower()
             text = f"the key {caller.name!r} has the role {role}; {request.method} {request.path} needs {least}"
             raise Forbidden(text)
+        if caller.name:
+            self._check_rate(caller.name)
         return None
 
     def mark_origin(self, request: AnyRequest, response: BaseHTTPResponse) -> None:
@@ -78,6 +94,16 @@ class Gate:
         if not origin_allowed(origin, headers.get("sec-fetch-site", ""), host, self._origins, visit=visit):
             where = f"of {origin[:100]!r}" if origin else "of another site"
             raise Forbidden(f"a web page {where} may not use this server; if it is meant to, add it to access.origins")
+
+    def _check_rate(self, name: str) -> None:
+        per_minute = self._limits.requests_per_minute
+        if per_minute is None:
+            return
+        bucket, wait_s = take(self._buckets.get(name), self._clock(), per_minute=per_minute, burst=self._limits.burst)
+        self._buckets[name] = bucket
+        if wait_s:
+            text = f"the key {name!r} may make {per_minute:g} requests per minute; try again in {wait_s:.1f} s"
+            raise TooManyRequests(text, retry_after_s=wait_s)
 
     def _caller(self, request: AnyRequest) -> Caller | None:
         if not self._keys:

@@ -31,6 +31,7 @@ from plimsoll.http.connection import Connection
 from plimsoll.http.front import App, Front
 from plimsoll.http.gate import is_open
 from plimsoll.http.keys import read_keys
+from plimsoll.http.open_files import allow_open_files
 from plimsoll.journal import events
 from plimsoll.journal.blackbox import BlackBox
 from plimsoll.journal.journal import Journal
@@ -39,12 +40,14 @@ from plimsoll.journal.read import last_run, peaks
 
 _log = logging.getLogger("plimsoll.http")
 _BACKLOG = 2048
+_SEND_BUFFER = 128 * 1024
 # For answers that the stopping actors have just failed, and for the last bytes to leave.
 _LAST_WORDS_S = 1.0
 
 
 def serve(config: Config, catalog: Catalog, sock: socket.socket) -> None:
     """Serve on ``sock`` (from ``bind``) until SIGTERM or SIGINT."""
+    allow_open_files(config.limits.connections)
     blackbox = _open_blackbox(config)
     journal = Journal(config.logging.language, blackbox)
     footprints = _recall(journal, blackbox)
@@ -95,6 +98,8 @@ def bind(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, kind, proto)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Of each connection: the system would let it grow to megabytes for a client that does not read.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         sock.bind(address)
         sock.listen(_BACKLOG)
     except OSError as error:
@@ -126,7 +131,7 @@ async def run(
     """Serve on ``sock`` until the function that ``on_start`` was given is called, then drain and stop."""
     front: Front = app.ctx.front
     stop = asyncio.Event()
-    connections: set[Any] = set()
+    connections: set[Any] = app.ctx.sweeper.connections
     app.ctx.gate.bound_to(sock.getsockname()[0])
     # Without this Sanic sends an empty alt-svc header.
     app.state.server_info.append(ApplicationServerInfo({"version": HTTP.VERSION_1}))

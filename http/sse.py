@@ -55,6 +55,9 @@ class Stream:
 
     async def run(self, *answers: Answer) -> None:
         """Stream them side by side until all have ended. The first failure ends them all."""
+        # What piles up while the client does not read is the sweeper's business.
+        connection: Any = self._request.stream.protocol  # type: ignore[union-attr] # Sanic's HTTP/1 one
+        connection.waiting = lambda: sum(answer.waiting for answer in answers)
         try:
             await side_by_side([self._follow(index, answer) for index, answer in enumerate(answers)])
         except Exception as error:

@@ -54,6 +54,10 @@ class Inbox:
         """What is there now, without waiting."""
         return [self._items.popleft() for _ in range(len(self._items))]
 
+    def __len__(self) -> int:
+        """How many items nobody has taken yet."""
+        return len(self._items)
+
     def close(self) -> None:
         """Drop what is still coming."""
         self._closed = True
@@ -131,6 +135,11 @@ class Answer:
         self._request = request
         self._inbox = Inbox()
         self._ended = False
+
+    @property
+    def waiting(self) -> int:
+        """How many items have come that were not taken yet."""
+        return len(self._inbox)
 
     async def __aenter__(self) -> Self:
         tell(self._supervisor, Chat(self.id, self.model, self._request, self._inbox))

@@ -1,0 +1,75 @@
+"""A whole server with real actors, and a crowd that does not read."""
+
+import contextlib
+import json
+import socket
+import time
+
+import httpx
+import psutil
+
+DEADLINE_S = 60
+CROWD = 200
+# A text of 2 kB per token: what the buffers of a connection take is soon full.
+SOURCE = f"fake:tokens_per_s=200,length=5000,context=100000,answer={'x' * 2000}"
+
+
+def ask(url, text, *, stream):
+    body = {"model": "tiny", "stream": stream, "messages": [{"role": "user", "content": text}]}
+    raw = json.dumps(body).encode()
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(DEADLINE_S)
+    sock.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+    sock.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw
+    )
+    return sock
+
+
+def busy(url):
+    models = httpx.get(f"{url}/admin/models").json()["models"]
+    return sum(one["active"] + one["queued"] for one in models if one["name"] == "tiny")
+
+
+def until(condition, what):
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def test_two_hundred_who_never_read_cost_neither_memory_nor_slots_for_long(process):
+    limits = {"slow_client": "2s"}
+    models = {"builtin": False, "queue": 500, "entries": {"tiny": {"source": SOURCE}, "other": {"source": "fake:"}}}
+    server = process(limits=limits, models=models)
+    front = psutil.Process(server.child.pid)
+    other = {"model": "other", "messages": [{"role": "user", "content": "still here"}]}
+    httpx.post(f"{server.url}/v1/chat/completions", json=other, timeout=DEADLINE_S)
+    before = front.memory_info().rss
+    with contextlib.ExitStack() as stack:
+        for _ in range(CROWD):
+            stack.enter_context(ask(server.url, "talk", stream=True))
+        until(lambda: busy(server.url) > CROWD // 2, "the crowd is served or waits")
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=other, timeout=DEADLINE_S)
+        assert answer.json()["choices"][0]["message"]["content"] == "still here"
+        most = 0
+
+        def none_left():
+            nonlocal most
+            most = max(most, front.memory_info().rss - before)
+            return busy(server.url) == 0
+
+        until(none_left, "every slot is free again while the crowd is still connected")
+    assert most < 150 * 1024**2
+    _, _, stderr = server.end()
+    assert stderr.count("did not read its answer") == CROWD
+
+
+def test_a_crowd_that_leaves_in_mid_answer_frees_every_slot(process):
+    server = process(models={"builtin": False, "queue": 500, "entries": {"tiny": {"source": SOURCE}}})
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(ask(server.url, "talk", stream=index % 2 == 0)) for index in range(50)]
+        until(lambda: busy(server.url) == 50, "all are served or wait")
+        assert crowd[0].recv(9) == b"HTTP/1.1 "
+    until(lambda: busy(server.url) == 0, "every slot is free again")
