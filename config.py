@@ -108,6 +108,7 @@ class EngineConfig(Section, frozen=True):
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)]
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=65536)] | None
     prompt_cache: Bytes
+    disk_cache: Bytes
     kv_budget: Bytes | None
     dequantize: Literal["auto", "always", "never"]
     blas: str

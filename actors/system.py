@@ -129,6 +129,7 @@ class ActorSystem:
             max_batch=engine.max_batch,
             prefill_chunk=engine.prefill_chunk,
             prompt_cache_bytes=int(engine.prompt_cache),
+            disk_cache_bytes=int(engine.disk_cache),
             adapter=model.source.adapter,
             embeddings=model.embeddings,
         )

@@ -140,6 +140,9 @@ class EmbeddingEngine:
             events += self._take(places, vectors)
         return events
 
+    def idle(self) -> bool:
+        return False
+
     def trim(self) -> tuple[int, int]:
         return give_back()
 

@@ -40,6 +40,9 @@ class Engine(Protocol):
         need more KV memory than ``EngineOptions.kv_bytes`` allows, ever or for too long a wait.
         """
 
+    def idle(self) -> bool:
+        """Nothing has been asked for a while: put something away, without delay; whether to be called again."""
+
     def trim(self) -> tuple[int, int]:
         """Drop caches; bytes active and cached afterwards."""
 

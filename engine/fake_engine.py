@@ -167,6 +167,9 @@ class FakeEngine:
             time.sleep(0.001)
         return [step, *(PrefillProgress(one, 0, self._open[one].prompt_tokens) for one in prefilling)]
 
+    def idle(self) -> bool:
+        return False
+
     def trim(self) -> tuple[int, int]:
         return self._switches.hold, 0
 

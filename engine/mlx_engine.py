@@ -12,6 +12,7 @@ from mlx_lm.generate import BatchGenerator, GenerationBatch
 from plimsoll.engine import loading, prompts
 from plimsoll.engine.allocator import give_back
 from plimsoll.engine.answer_parts import AnswerParts, Parts
+from plimsoll.engine.disk_cache import FOLDER, DiskCache, fingerprint
 from plimsoll.engine.engine import Progress
 from plimsoll.engine.generator import open_generator, open_pace, settle
 from plimsoll.engine.kv_budget import KvBudget
@@ -85,6 +86,10 @@ class MlxEngine:
         maker = prompts.PromptMaker(loaded.tokenizer, loaded.info.context, loaded.info.vocab_size)
         self._model = _Model(loaded, generator, pace, budget, maker, TokenLogprobs(loaded.tokenizer))
         self._fit_cache(budget)
+        if self._options.disk_cache_bytes:
+            root = Path(self._options.cache_dir) / FOLDER
+            disk = DiskCache(root, fingerprint(path, self._options), self._options.disk_cache_bytes)
+            self._recall = Recall(self._cache, disk)
         return loaded.info
 
     def prepare(self, request: Request) -> prompts.Prompt:
@@ -124,7 +129,9 @@ class MlxEngine:
         events: list[Event] = []
         with mx.stream(generator.stream):
             self._admit(model)
-            if self._live:
+            if not self._live:
+                self._recall.look()
+            else:
                 rows = sum(live.unread > 0 for live in self._live.values())
                 generator.prefill_step_size = model.pace.per_row(rows, streaming=self._streaming)
                 advance(generator, self._live)
@@ -145,6 +152,9 @@ class MlxEngine:
         refused, self._refused = self._refused, []
         return [*events, *refused, draft.step()]
 
+    def idle(self) -> bool:
+        return self._recall.put_away()
+
     def trim(self) -> tuple[int, int]:
         self._cache.clear()
         return give_back()
@@ -158,6 +168,7 @@ class MlxEngine:
         self._refused.clear()
         self._samplers = Samplers()
         self._model = None
+        self._recall.close()
         self.trim()
 
     def _admit(self, model: _Model) -> None:

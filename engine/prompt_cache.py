@@ -6,6 +6,7 @@ holds the whole batch's buffer, whatever its own ``nbytes`` says.
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,15 @@ class PromptCache:
     @property
     def nbytes(self) -> int:
         return sum(entry.size for entry in self._entries)
+
+    @property
+    def limit_bytes(self) -> int:
+        return self._limit
+
+    def newest_first(self) -> Iterator[tuple[list[int], list[Any]]]:
+        """The tokens and layers of every entry."""
+        for entry in reversed(self._entries):
+            yield entry.tokens, entry.layers
 
     def __len__(self) -> int:
         return len(self._entries)

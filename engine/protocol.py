@@ -50,6 +50,7 @@ class EngineOptions(msgspec.Struct, frozen=True):
     dequantize: bool = False
     adapter: str = ""
     embeddings: bool = False
+    disk_cache_bytes: int = 0
 
 
 class Sampling(msgspec.Struct, frozen=True):

@@ -1,26 +1,32 @@
-"""What is known of a prompt before it is read: kept KV caches, and the rows of answers that are running now."""
+"""What is known of a prompt before it is read: kept KV caches, here or on disk, and the rows of running answers."""
 
 import copy
 from collections.abc import Iterable
+from concurrent.futures import Future, wait
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import BatchKVCache
 
+from plimsoll.engine.disk_cache import DiskCache, Stored, can_be_stored, layers_of
 from plimsoll.engine.kv_measure import leaves
 from plimsoll.engine.live import Live
 from plimsoll.engine.prompt_cache import PromptCache, common_prefix
 
 # A shorter common beginning is read faster than it is copied.
 _WORTH_TOKENS = 16
+# How long a look at the disk may keep commands waiting.
+_LOOK_S = 0.02
 
 
 class Recall:
     """Finds the longest beginning of a prompt whose KV cache is there already."""
 
-    def __init__(self, cache: PromptCache) -> None:
+    def __init__(self, cache: PromptCache, disk: DiskCache | None = None) -> None:
         self._cache = cache
+        self._disk = disk
+        self._read: tuple[Stored, Future[list[Any] | None]] | None = None
 
     def find(self, tokens: list[int], generator: BatchGenerator) -> tuple[list[Any] | None, int]:
         """Layers that hold the beginning of ``tokens``, and its length: at least the last token is left to read."""
@@ -31,10 +37,13 @@ class Recall:
         return layers, length
 
     def is_coming(self, tokens: list[int], known: int, running: Iterable[Live]) -> bool:
-        """Whether a prompt that is being read will soon have more of ``tokens`` in common with it than ``known``.
+        """Whether more of ``tokens`` than ``known`` is on its way: ask again in the next step.
 
-        Two agents' first requests share a long system prompt: the second waits for it and reads it not again.
+        From the disk, or from a prompt that is being read: two agents' first requests share a long system prompt, and
+        the second waits for it instead of reading it again.
         """
+        if self._disk and self._comes_from(self._disk, tokens, known):
+            return True
         for live in running:
             read = len(live.prompt.tokens) - live.unread
             if live.unread and min(common_prefix(live.prompt.tokens[:-1], tokens), len(tokens) - 1) >= (
@@ -42,6 +51,38 @@ class Recall:
             ):
                 return True
         return False
+
+    def look(self) -> None:
+        """Wait a little for the disk, when nothing else is to be done."""
+        if self._read:
+            wait([self._read[1]], _LOOK_S)
+
+    def put_away(self) -> bool:
+        """Begin to write one conversation to the disk, the newest first; whether there may be more to do."""
+        if self._disk is None or self._disk.writing:
+            return self._disk is not None
+        for tokens, layers in self._cache.newest_first():
+            if can_be_stored(layers) and self._disk.wants(tokens, layers):
+                self._disk.write(tokens, layers)
+                return True
+        return False
+
+    def close(self) -> None:
+        if self._disk:
+            self._disk.close()
+
+    def _comes_from(self, disk: DiskCache, tokens: list[int], known: int) -> bool:
+        if self._read is None:
+            stored = disk.find(tokens, known, self._cache.limit_bytes)
+            if stored is None:
+                return False
+            self._read = stored, disk.read(stored)
+        stored, read = self._read
+        if read.done():
+            self._read = None
+            if tensors := read.result():
+                self._cache.put(stored.tokens, layers_of(tensors))
+        return True
 
 
 def _from_rows(tokens: list[int], generator: BatchGenerator) -> tuple[list[Any] | None, int]:

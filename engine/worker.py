@@ -46,6 +46,9 @@ from plimsoll.errors import BadRequest, ContextTooLong
 # The kernel's OOM killer takes the process with the highest score: a worker, never the front.
 _OOM_SCORE_ADJ = "800"
 
+# Silence after which a worker has time to put things away.
+_IDLE_S = 1.0
+
 _OUT_OF_MEMORY = (
     "[malloc] Unable to allocate",
     "[metal::malloc]",
@@ -90,6 +93,7 @@ class Worker:
         self._socket = sock
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._engine: Engine | None = None
+        self._tidying = False
         self._sent_s = time.monotonic()
 
     def run(self, *, warm: bool = False) -> None:
@@ -186,11 +190,15 @@ class Worker:
         """Everything that waits, and at least one job when there is nothing to step. False on ``Shutdown``."""
         while True:
             try:
-                job = self._jobs.get(block=not engine.busy())
+                job = self._jobs.get(block=not engine.busy(), timeout=_IDLE_S if self._tidying else None)
             except queue.Empty:
-                return True
+                if engine.busy():
+                    return True
+                self._tidying = engine.idle()
+                continue
             if isinstance(job, Shutdown):
                 return False
+            self._tidying = True
             self._do(engine, job)
 
     def _do(self, engine: Engine, job: _Job) -> None:
