@@ -48,4 +48,4 @@ class _Anthropic:
     def _answer(self, model: str, request: ChatRequest) -> Answer:
         check_chat(request, self._front.config.limits)
         self._front.catalog.find(model)
-        return Answer(self._front.supervisor, model, request)
+        return Answer(self._front.supervisor, model, request, self._front.recorder.begin("anthropic", model))

@@ -7,7 +7,7 @@ from sanic import Sanic
 from sanic.config import Config as SanicConfig
 
 from plimsoll.config import Config
-from plimsoll.http import admin, anthropic, events, health, history, ollama, openai, openapi, page
+from plimsoll.http import admin, anthropic, events, health, history, metrics, ollama, openai, openapi, page
 from plimsoll.http.errors import JsonErrors
 from plimsoll.http.front import Actors, App, Front, ModelCatalog
 from plimsoll.http.gate import Gate
@@ -42,7 +42,7 @@ def build(config: Config, system: Actors, catalog: ModelCatalog) -> App:
     Sweeper(config.limits).add_to(app)
     app.register_middleware(gate.mark_origin, "response")
     app.register_middleware(front.refuse_when_stopping, "request")
-    for part in (openai, anthropic, ollama, health, admin, events, history, openapi, page):
+    for part in (openai, anthropic, ollama, health, admin, events, history, metrics, openapi, page):
         part.add_routes(app, front)
 
     # Both block, the one on starting threads and the other on workers that end.

@@ -63,6 +63,7 @@ class JsonErrors(ErrorHandler):
         if isinstance(exception, asyncio.CancelledError):
             return HTTPResponse(status=499)  # the client is gone: nobody reads this
         error = as_plimsoll(exception, f"{request.method} {request.path}")
+        _count(request, error.code)
         return respond(error.status, envelope(error), _headers(error))
 
     def _too_large(self, request: AnyRequest, exception: SanicException) -> HTTPResponse:
@@ -77,6 +78,7 @@ class JsonErrors(ErrorHandler):
             error = HeadersTooLarge(
                 f"the request's headers are larger than {request.app.config.REQUEST_MAX_HEADER_SIZE} bytes"
             )
+        _count(request, error.code)
         return respond(error.status, envelope(error))
 
 
@@ -94,8 +96,13 @@ def _of_sanic(request: AnyRequest, error: SanicException) -> HTTPResponse:
         text = f"{request.path} does not take {request.method}"
     kind = "invalid_request_error" if status < 500 else "server_error"
     code = _CODES.get(status, "unavailable" if status == 503 else "internal_error")
+    _count(request, code)
     body = {"error": {"message": text, "type": kind, "param": None, "code": code}}
     return respond(status, body, {key: str(value) for key, value in error.headers.items()})
+
+
+def _count(request: AnyRequest, code: str) -> None:
+    request.app.ctx.front.recorder.error(code)
 
 
 def _retry_after(seconds: float | None) -> dict[str, str]:

@@ -11,6 +11,7 @@ from sanic import Request, Sanic
 from plimsoll.actors.messages import Ref
 from plimsoll.config import Config
 from plimsoll.errors import ShuttingDown
+from plimsoll.http.recorder import Recorder
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.plan import Need
 
@@ -45,6 +46,7 @@ class Front:
         self.config = config
         self.system = system
         self.catalog = catalog
+        self.recorder = Recorder()
         self.started_s = time.monotonic()
         self.created = int(time.time())
         self.stopping = False

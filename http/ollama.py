@@ -108,7 +108,7 @@ class _Ollama:
 
     def _leased(self, body: ModelBody, asked: Request) -> LeasedAnswer:
         keep_alive_s = body.keep_alive_s
-        return LeasedAnswer(self._front.supervisor, find(self._front, body.model), asked, keep_alive_s)
+        return LeasedAnswer(self._front, find(self._front, body.model), asked, keep_alive_s)
 
 
 def _rows(whole: Whole) -> list[list[float]]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from plimsoll.actors.messages import KeepAlive, LoadModel, ModelStatus, Ref, State, UnloadModel, Waiting
+from plimsoll.actors.messages import KeepAlive, LoadModel, ModelStatus, State, UnloadModel, Waiting
 from plimsoll.catalog import CatalogModel
 from plimsoll.engine.protocol import Request
 from plimsoll.errors import BadRequest, UnknownModel
@@ -38,8 +38,9 @@ def lease(model: CatalogModel, asked_s: float | None) -> KeepAlive | None:
 class LeasedAnswer(Answer):
     """An ``Answer`` that says how long its model is kept, and notes when its stages were over."""
 
-    def __init__(self, supervisor: Ref, model: CatalogModel, request: Request, keep_alive_s: float | None) -> None:
-        super().__init__(supervisor, model.source.name, request)
+    def __init__(self, front: Front, model: CatalogModel, request: Request, keep_alive_s: float | None) -> None:
+        name = model.source.name
+        super().__init__(front.supervisor, name, request, front.recorder.begin("ollama", name))
         self.timing = Timing()
         self._lease = lease(model, keep_alive_s)
 

@@ -47,7 +47,9 @@ class _Pull:
             async for step in self._progress(model):
                 await response.send(line(step))
         except Exception as error:  # noqa: BLE001 - the status is sent: whatever it is must be a line
-            await response.send(error_line(as_plimsoll(error, request.path)))
+            told = as_plimsoll(error, request.path)
+            self._front.recorder.error(told.code)
+            await response.send(error_line(told))
         else:
             await response.send(line(_SUCCESS))
         await response.send(end_stream=True)

@@ -37,7 +37,8 @@ class _OpenAI:
         body: Body = read(request, decoder, ALLOWED)
         asked = variants(check_chat(chat_request(body), self._front.config.limits), body.n or 1)
         self._front.catalog.find(body.model)
-        answers = [Answer(self._front.supervisor, body.model, one) for one in asked]
+        begin = self._front.recorder.begin
+        answers = [Answer(self._front.supervisor, body.model, one, begin("openai", body.model)) for one in asked]
         head = Head(
             id=f"chatcmpl-{answers[0].id}",
             model=body.model,

@@ -66,7 +66,8 @@ class _Completions:
             for one in variants(check_chat(_request(body, prompt), self._front.config.limits, "prompt"), body.n or 1)
         ]
         self._front.catalog.find(body.model)
-        answers = [Answer(self._front.supervisor, body.model, one) for one in asked]
+        begin = self._front.recorder.begin
+        answers = [Answer(self._front.supervisor, body.model, one, begin("openai", body.model)) for one in asked]
         head = Head(
             id=f"cmpl-{answers[0].id}",
             model=body.model,

@@ -67,7 +67,8 @@ class _Embeddings:
         asked = check_embed(_request(body.input, body.dimensions), self._front.config.limits)
         self._front.catalog.find(body.model)
         with self._front.running():
-            (whole,) = await gather(Answer(self._front.supervisor, body.model, asked))
+            record = self._front.recorder.begin("openai", body.model)
+            (whole,) = await gather(Answer(self._front.supervisor, body.model, asked, record))
         if whole.vectors is None:
             raise InternalError(f"{body.model} ended without giving vectors")
         rows = _rows(whole.vectors, as_text=body.encoding_format == "base64")

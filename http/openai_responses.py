@@ -86,7 +86,8 @@ class _Responses:
         body: Body = read(request, _decoder, _ALLOWED)
         asked = check_chat(_chat_request(body), self._front.config.limits, "input")
         self._front.catalog.find(body.model)
-        answer = Answer(self._front.supervisor, body.model, asked)
+        record = self._front.recorder.begin("openai", body.model)
+        answer = Answer(self._front.supervisor, body.model, asked, record)
         started = _started(body, answer.id)
         with self._front.running():
             if body.stream:

@@ -1,4 +1,4 @@
-"""What the live feed and the history answer, for the OpenAPI document."""
+"""What the live feed, the history and the metrics answer, for the OpenAPI document."""
 
 from typing import Any, Literal
 
@@ -78,6 +78,14 @@ _TIME = {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)?\s*$"}
 _KINDS = {"type": "string", "enum": sorted(KINDS)}
 
 OPERATIONS = (
+    Operation(
+        path="/metrics",
+        about="Counters and gauges as Prometheus reads them; OpenMetrics where `Accept` asks for it",
+        tag="Server",
+        error=Error,
+        methods=("get",),
+        answers={200: (Content("text/plain"),)},
+    ),
     Operation(
         path="/admin/events",
         about="The live feed: events named hello, sample, models and journal; Last-Event-ID is honoured",

@@ -63,7 +63,9 @@ class Stream:
         except Exception as error:
             if self._response is None:
                 raise
-            await self._send(self._form.failure(as_plimsoll(error, self._request.path)))
+            told = as_plimsoll(error, self._request.path)
+            self._request.app.ctx.front.recorder.error(told.code)
+            await self._send(self._form.failure(told))
         if self._response is not None:
             await self._response.send(end_stream=True)
 

@@ -13,6 +13,7 @@ import pykka
 from plimsoll.actors.messages import Cancel, Chat, Failed, Finished, Ref, Reply, Waiting
 from plimsoll.engine.protocol import Request
 from plimsoll.errors import Unavailable
+from plimsoll.http.recorder import Record
 
 # How often a waiting request looks whether the supervisor is still there to answer it.
 _ALIVE_CHECK_S = 5.0
@@ -128,11 +129,12 @@ def _gone() -> Unavailable:
 class Answer:
     """One chat on its way. Leaving the ``async with`` before its ending has come tells ``Cancel``."""
 
-    def __init__(self, supervisor: Ref, model: str, request: Request) -> None:
+    def __init__(self, supervisor: Ref, model: str, request: Request, record: Record | None = None) -> None:
         self.id = uuid.uuid4().hex
         self.model = model
         self._supervisor = supervisor
         self._request = request
+        self._record = record
         self._inbox = Inbox()
         self._ended = False
 
@@ -150,6 +152,8 @@ class Answer:
     ) -> None:
         self._note(self._inbox.take())
         self._inbox.close()
+        if self._record:
+            self._record.left()
         if not self._ended:
             with contextlib.suppress(pykka.ActorDeadError):
                 self._supervisor.tell(Cancel(self.id, self.model))
@@ -175,5 +179,7 @@ class Answer:
                 raise failed.error
 
     def _note(self, batch: list[Any]) -> None:
+        if self._record:
+            self._record.batch(batch)
         if batch and isinstance(batch[-1], Finished | Failed):
             self._ended = True
