@@ -23,6 +23,12 @@ _REASONS = {
     "MemoryError": "out_of_memory",
     "the server stops": "shutdown",
 }
+_DEATHS: dict[type[e.Event], str] = {
+    e.OutOfMemory: "out_of_memory",
+    e.WorkerHung: "hung",
+    e.WorkerStuck: "stuck",
+    e.WorkerKilled: "unresponsive",
+}
 
 
 class EventCounts:
@@ -55,10 +61,8 @@ class EventCounts:
                 self.reclaim_freed[()] += max(0, event.freed_bytes)
             case e.WorkerDied() as event:
                 self.deaths[event.model, death_class(event.how)] += 1
-            case e.OutOfMemory() as event:
-                self.deaths[event.model, "out_of_memory"] += 1
-            case e.WorkerKilled() as event:
-                self.deaths[event.model, "unresponsive"] += 1
+            case e.OutOfMemory() | e.WorkerHung() | e.WorkerStuck() | e.WorkerKilled() as event:
+                self.deaths[event.model, _DEATHS[type(event)]] += 1
             case e.CleanupStarted() as event:
                 self.cleanups["aggressive" if event.aggressive else "normal",] += 1
             case e.LevelChanged() as event:

@@ -134,6 +134,8 @@ def test_the_journals_events_are_counted(http, system):
     record(e.WorkerDied("tiny", "exit code 3", "generating"))
     record(e.OutOfMemory("tiny", "no room", 99.0))
     record(e.WorkerKilled("tiny", 7))
+    record(e.WorkerHung("tiny", 7, 60.0, "generating", 1))
+    record(e.WorkerStuck("tiny", 7, 5))
     record(e.CleanupStarted(True, "asked for", 96.0))
     record(e.LevelChanged(e.LevelName.WARNING, e.LevelName.NORMAL, 87.5, "host"))
     found = scrape(http)
@@ -143,7 +145,7 @@ def test_the_journals_events_are_counted(http, system):
     assert found["plimsoll_unloads_total", "tiny", "make_room"] == found["plimsoll_unloads_total", "tiny", "idle"] == 1
     assert (found["plimsoll_reclaim_expected_bytes_total",], found["plimsoll_reclaim_freed_bytes_total",]) == (200, 90)
     deaths = {key[1]: value for key, value in found.items() if key[0] == "plimsoll_worker_deaths_total"}
-    assert deaths == {"sigsegv": 1, "exit": 1, "out_of_memory": 1, "unresponsive": 1}
+    assert deaths == {"sigsegv": 1, "exit": 1, "out_of_memory": 1, "unresponsive": 1, "hung": 1, "stuck": 1}
     assert found["plimsoll_cleanups_total", "aggressive"] == 1
     assert found["plimsoll_memory_level_changes_total", "warning"] == 1
 
