@@ -35,11 +35,11 @@ wheel: $(VENV)/.dev
 lock: | $(VENV)/.made
 	@$(BIN)/python ops/lock.py $(ARGS)
 
-# Known vulnerabilities of what is locked; pip-audit asks an advisory database over the network.
+# Known vulnerabilities of what is locked, from an advisory database. Strict: a package it knows nothing of is no success.
 audit: | $(VENV)/.made
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(BIN)/python -m venv "$$folder" && \
 	"$$folder/bin/python" -m pip --disable-pip-version-check install -qq pip-audit && \
-	"$$folder/bin/pip-audit" --disable-pip --require-hashes --requirement requirements-dev.txt $(ARGS)
+	"$$folder/bin/pip-audit" --strict --disable-pip --require-hashes --requirement requirements-dev.txt $(ARGS)
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info

@@ -46,7 +46,7 @@ class Catalog:
         self._config = config
         self._entries = {name: self._from_entry(name, entry) for name, entry in config.entries.items()}
         self._dir = Path(config.dir).expanduser() if config.dir else None
-        if self._dir and not self._dir.is_dir():
+        if self._dir and not _is_folder(self._dir):
             raise ConfigError(f"models.dir: {config.dir!r} is not a folder", param="models.dir")
 
     def names(self) -> list[str]:
@@ -119,7 +119,7 @@ def _classify(name: str, text: str) -> ModelSource:
     if text.startswith("fake:"):
         return ModelSource(name, "fake", text.removeprefix("fake:"))
     path = _absolute(text)
-    if path.is_dir():
+    if _is_folder(path):
         return ModelSource(name, "folder", str(path))
     if text.endswith(".gguf"):
         return ModelSource(name, "gguf", str(path))
@@ -141,33 +141,35 @@ def _absolute(text: str) -> Path:
         return Path(text)
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that no file can have
+        return False
+
+
 def _scan(folder: Path) -> Iterator[ModelSource]:
     """What may be served of ``folder``: no links out of it, and a folder goes before a file of the same name."""
     root = folder.resolve()
-    try:
-        paths = sorted(root.iterdir(), key=lambda path: (path.suffix == ".gguf", path.name))
-    except OSError:
-        return
-    for path in paths:
-        if path.name.startswith(".") or not _inside(path, root):
+    for entry in sorted(_entries(root), key=lambda entry: (entry.name.endswith(".gguf"), entry.name)):
+        if entry.name.startswith(".") or _leads_out(entry, root):
             continue
+        path = Path(entry.path)
         if (path / "config.json").is_file():
-            if not all(_inside(file, root) for file in _links(path)):
-                continue
-            yield ModelSource(path.name, "folder", str(path))
+            if not any(_leads_out(file, root) for file in _entries(path)):
+                yield ModelSource(path.name, "folder", str(path))
         elif path.suffix == ".gguf" and path.is_file():
             yield ModelSource(path.stem, "gguf", str(path))
 
 
-def _inside(path: Path, root: Path) -> bool:
-    # realpath and not resolve(), which raises for links in a circle.
-    return Path(os.path.realpath(path)).is_relative_to(root)
-
-
-def _links(folder: Path) -> list[Path]:
-    """The links among the files of a model."""
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return [Path(entry.path) for entry in entries if entry.is_symlink()]
+            return list(entries)
     except OSError:
         return []
+
+
+def _leads_out(entry: os.DirEntry[str], root: Path) -> bool:
+    # realpath and not resolve(), which raises for links in a circle.
+    return entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(root)

@@ -114,5 +114,5 @@ def find_key(key: str | None, file: Path | None) -> str | None:
 
 def default_url(config: "Config") -> str:
     """Where a server of this configuration answers."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.server.host, config.server.host)  # noqa: S104
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.server.host, config.server.host)  # noqa: S104 - asked, not bound
     return f"http://[{host}]:{config.server.port}" if ":" in host else f"http://{host}:{config.server.port}"

@@ -1,6 +1,7 @@
 """The rules of the house: who may import whom, what the front process may load, what runs in the root."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("actors", "catalog", "cli", "engine", "http", "journal", "memory")
@@ -118,3 +121,19 @@ def _setuptools() -> dict[str, Any]:
         "setuptools"
     ]
     return settings
+
+
+@pytest.mark.parametrize(("lock", "extras"), [("requirements.txt", ()), ("requirements-dev.txt", ("dev",))])
+def test_every_dependency_is_locked_by_hash(lock: str, extras: tuple[str, ...]) -> None:
+    """Where this fails after a change of pyproject.toml, ``make lock`` is what is missing."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = [*pyproject["build-system"]["requires"], *pyproject["project"]["dependencies"]]
+    for extra in extras:
+        wanted += pyproject["project"]["optional-dependencies"][extra]
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    locked = dict(re.findall(r"^([a-z0-9.-]+)==([^ ]+) .*\\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE))
+    for requirement in map(Requirement, wanted):
+        version = locked.get(canonicalize_name(requirement.name))
+        assert version, f"{requirement.name} is not in {lock}"
+        assert version in requirement.specifier, f"{requirement} and {version} in {lock}"
+    assert len(re.findall(r"^[a-z0-9]", text, re.MULTILINE)) == len(locked)

@@ -184,7 +184,7 @@ def test_an_existing_folder_goes_before_a_repo_of_its_name(tmp_path, monkeypatch
     assert catalog(entries={"m": {"source": "org/name"}}).find("m").source.kind == "folder"
 
 
-@pytest.mark.parametrize("text", ["llama", "a/b/c", "org/", "https://host/x", "org/na me", "org/name\n"])
+@pytest.mark.parametrize("text", ["llama", "a/b/c", "org/", "https://host/x", "org/na me", "org/name\n", "a" * 3000])
 def test_a_source_that_can_be_nothing_names_its_key(text):
     with pytest.raises(ConfigError, match=r"models\.entries\.m\.source: .* expected a folder, a \.gguf file or"):
         catalog(entries={"m": {"source": text}})
