@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mutate import Mutator
@@ -17,6 +18,7 @@ from mutate import Mutator
 _CPU_S, _WAIT_S, _GROWTH = 1.0, 30.0, 200 << 20
 _ADDRESS_SPACE = 8 << 30  # a case that wants more gets a MemoryError, and the machine lives
 _SHOWN = 5
+_STATUS = Path("/proc/self/status")
 _LONGEST = 4000
 
 Case = Callable[[Mutator], str]
@@ -98,6 +100,9 @@ def _too_slow(*_: Any) -> None:
 
 
 def _peak() -> int:
-    """The most memory that this process ever had, in bytes."""
+    """The most memory that this program ever had, in bytes."""
+    # Not ru_maxrss on Linux: a new program inherits its parent's.
+    if _STATUS.exists():
+        return int(_STATUS.read_text().split("VmHWM:", 1)[1].split(None, 1)[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
