@@ -9,7 +9,7 @@ from sanic import HTTPResponse
 
 from plimsoll import __version__
 from plimsoll.actors.messages import GetStatus, ModelStatus, State, Status
-from plimsoll.errors import PlimsollError, Unavailable
+from plimsoll.errors import BadRequest, PlimsollError, Unavailable
 from plimsoll.http.errors import respond
 from plimsoll.http.front import AnyRequest, App, Front
 from plimsoll.http.stream import ask
@@ -46,7 +46,10 @@ class _Health:
 
     async def health(self, request: AnyRequest) -> HTTPResponse:
         # At critical it also starts the clean-up; the Supervisor limits how often.
-        body = health_body(self._front, await read_status(self._front, clean_up=True))
+        clean_up = request.args.get("cleanup", "yes")
+        if clean_up not in ("yes", "no"):
+            raise BadRequest(f"cleanup: {clean_up!r} is not allowed, expected yes or no", param="cleanup")
+        body = health_body(self._front, await read_status(self._front, clean_up=clean_up == "yes"))
         if request.ctx.caller is None:
             body = {key: body[key] for key in _SUMMARY}
         return respond(503 if body["status"] == "critical" else 200, body)

@@ -2,6 +2,10 @@
 
 import os
 import queue
+import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +14,7 @@ from typing import Any
 import psutil
 import pykka
 import pytest
+import yaml
 
 from plimsoll import config
 from plimsoll.actors import messages as m
@@ -145,6 +150,74 @@ class Server:
             return (status or True) if (status.state if status else None) in states else None
 
         return self.until(reached, f"{name} in {states}")
+
+
+class Process:
+    """``plimsoll serve`` as a process of its own, with a configuration file that the test may rewrite."""
+
+    def __init__(self, folder: Path, **sections: Any) -> None:
+        self.file, self.log = folder / "config.yaml", folder / "plimsoll.log"
+        self._always = {
+            "server": {"port": 0},
+            "models": {"builtin": False, "cache_dir": str(folder)},
+            "logging": {"file": str(self.log), "blackbox": "none"},
+        }
+        self.write(**sections)
+        self.errors = (folder / "stderr").open("w+")
+        command = [sys.executable, "-m", "plimsoll", "serve", "--config", str(self.file)]
+        self.child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.errors, text=True, cwd=folder)
+        assert self.child.stdout
+        found = re.search(r"http://[\d.]+:\d+", self.child.stdout.readline())
+        assert found, f"the server did not say where it listens: {self.stderr()}"
+        self.url = found[0]
+
+    def write(self, **sections: Any) -> None:
+        """Replace the configuration file."""
+        always = self._always
+        sections = {name: always.get(name, {}) | sections.get(name, {}) for name in {*always, *sections}}
+        new = self.file.with_suffix(".new")
+        new.write_text(yaml.safe_dump(sections, allow_unicode=True))
+        new.replace(self.file)
+
+    def stderr(self) -> str:
+        self.errors.seek(0)
+        return self.errors.read()
+
+    def logged(self, text: str) -> str:
+        """The first line of the log with ``text``; waited for."""
+        until = time.monotonic() + DEADLINE_S
+        while time.monotonic() < until:
+            lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+            if found := next((line for line in lines if text in line), None):
+                return found
+            time.sleep(0.01)
+        pytest.fail(f"not in {DEADLINE_S:.0f} s: the log line {text!r}\n{self.stderr()}")
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Its exit code."""
+        self.child.send_signal(number)
+        return self.child.wait(DEADLINE_S)
+
+    def close(self) -> None:
+        assert self.child.stdout
+        self.child.kill()
+        self.child.wait(DEADLINE_S)
+        self.child.stdout.close()
+        self.errors.close()
+
+
+@pytest.fixture
+def serve_process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """``serve_process(models={"entries": ...})`` starts a server process; it is killed afterwards."""
+    started: list[Process] = []
+
+    def start(**sections: Any) -> Process:
+        started.append(Process(tmp_path, **sections))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
 
 
 def workers() -> list[psutil.Process]:

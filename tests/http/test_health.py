@@ -108,3 +108,15 @@ def test_readiness_follows_admission_and_stopping(http, system, status, changes,
 def test_a_probe_may_use_head(http, path):
     response = http.head(path)
     assert (response.status_code, response.content) == (200, b"")
+
+
+@pytest.mark.parametrize(("query", "clean_up"), [("", True), ("?cleanup=yes", True), ("?cleanup=no", False)])
+def test_asking_cleans_up_at_critical_unless_told_not_to(http, system, query, clean_up):
+    assert http.get(f"/health{query}").status_code == 200
+    assert system.hears(m.GetStatus).clean_up is clean_up
+
+
+def test_a_misspelt_cleanup_starts_none(http, system):
+    response = http.get("/health?cleanup=false")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "cleanup")
+    assert not system.has_heard(m.GetStatus)
