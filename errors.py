@@ -1,7 +1,7 @@
 """Every error Plimsoll answers with: one tree, each with an HTTP status and a machine-readable code.
 
 PlimsollError
-├── ConfigError                 a key in config.yaml that can't be used (before anything starts)
+├── ConfigError           400   a key in config.yaml that can't be used (at the start, or when it is read again)
 ├── BadRequest            400   the caller can mend it; names the parameter
 │   ├── ContextTooLong    400   prompt longer than the model's context
 │   ├── UnknownModel      404
@@ -52,7 +52,9 @@ class PlimsollError(Exception):
 
 
 class ConfigError(PlimsollError):
+    status = 400
     code = "config_error"
+    type = "invalid_request_error"
 
 
 class BadRequest(PlimsollError):

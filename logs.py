@@ -35,9 +35,14 @@ def configure(level: str, stream: TextIO | None = None, file: Path | None = None
     if stream is None:
         handlers = [_InBackground(handlers)]
     logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
-    logging.getLogger("plimsoll").setLevel(level.upper())
+    set_level(level)
     for name in ("sanic.root", "sanic.server", "sanic.error", "sanic.access", "sanic.websockets"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def set_level(level: str) -> None:
+    """Plimsoll's records from ``level`` (debug, info, warning or error) on."""
+    logging.getLogger("plimsoll").setLevel(level.upper())
 
 
 class _OneLine(logging.Formatter):

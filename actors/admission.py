@@ -83,6 +83,11 @@ class Admission:
         self._loads: deque[_LoadRequest] = deque()
         self.departures = Departures()
 
+    def use(self, thresholds: Thresholds, critical_grace_s: float) -> None:
+        """Decide by these from now on."""
+        self._thresholds = thresholds
+        self._critical_grace_s = critical_grace_s
+
     # ---- what happens
 
     def on_sample(self, sample: Sample | None, level: Level, seconds_to_critical: float | None) -> None:

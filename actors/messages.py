@@ -3,9 +3,10 @@
 | from | to | messages |
 |---|---|---|
 | http | Supervisor | Chat, Cancel, KeepAlive, GetStatus, LoadModel, UnloadModel, PinModel, CleanUpModels, PlanLoad |
+| http | Supervisor | Reconfigure |
 | the system | Supervisor | StopAll |
-| Supervisor | ModelActor | Chat, Cancel, KeepAlive, Warm, Load, RefuseLoad, Unload, Pin, CountTokens |
-| Supervisor | Watchdog | Subscribe, Track |
+| Supervisor | ModelActor | Chat, Cancel, KeepAlive, Warm, Load, RefuseLoad, Unload, Rules, Pin, CountTokens |
+| Supervisor | Watchdog | Subscribe, Track, Marks |
 | ModelActor | Supervisor | LoadRequested, StateChanged, Stays, RanOutOfMemory, WorkerHangs, WorkerStuck |
 | ModelActor | Supervisor | ChildStopped, Handback, Counted |
 | worker reader thread | its ModelActor | FromWorker, WorkerExited |
@@ -21,9 +22,11 @@ from typing import Any, Literal, Protocol
 import msgspec
 import pykka
 
+from plimsoll.catalog import Catalog
 from plimsoll.engine.process import Worker
 from plimsoll.engine.protocol import Event, ModelInfo, Request, TokenLogprob, Usage
 from plimsoll.errors import PlimsollError
+from plimsoll.memory.levels import Thresholds
 from plimsoll.memory.plan import Need
 from plimsoll.memory.sample import Level, Sample, Tracked
 
@@ -197,6 +200,21 @@ class PlanLoad(Message, frozen=True):
     reply: Reply
 
 
+class Reconfigure(Message, frozen=True):
+    """The configuration was read again. Replied to with None as soon as everybody was told.
+
+    Models that are gone or load from other files leave when their answers are done, at the latest in ``drain_s``.
+    """
+
+    catalog: Catalog
+    thresholds: Thresholds
+    limit_bytes: int | None
+    queue: int
+    critical_grace_s: float
+    drain_s: float
+    reply: Reply
+
+
 class StopAll(Message, frozen=True):
     """The server stops: no new request, ``grace_s`` for running ones, then no worker is left. Replied to with None."""
 
@@ -224,13 +242,24 @@ class RefuseLoad(Message, frozen=True):
 class Unload(Message, frozen=True):
     """Leave. ``if_idle`` leaves a model alone that has become busy since the decision.
 
-    Running answers get ``grace_s`` to finish and end with ``error`` if they don't.
+    Running answers get ``grace_s`` to finish and end with ``error`` if they don't; so do waiting requests, unless
+    ``hand_back`` says that the model's next life serves them.
     """
 
     reason: str
     grace_s: float = 0.0
     if_idle: bool = False
     error: PlimsollError | None = None
+    hand_back: bool = False
+
+
+class Rules(Message, frozen=True):
+    """What of the configuration a model follows without being loaded again; times in seconds."""
+
+    pin: bool
+    idle_ttl_s: float | None
+    queue: int
+    critical_grace_s: float
 
 
 class Warm(Message, frozen=True):
@@ -399,6 +428,13 @@ class Track(Message, frozen=True):
 
     workers: tuple[Tracked, ...]
     hurry: bool
+
+
+class Marks(Message, frozen=True):
+    """Hold memory against these thresholds and this limit from now on."""
+
+    thresholds: Thresholds
+    limit_bytes: int | None
 
 
 class MemoryEvent(Message, frozen=True):

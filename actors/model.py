@@ -47,10 +47,7 @@ class ModelSettings(msgspec.Struct, frozen=True):
 
     source: p.ModelSource
     options: p.EngineOptions
-    pin: bool = False
-    idle_ttl_s: float | None = None
-    queue: int = 64
-    critical_grace_s: float = 10.0
+    rules: m.Rules
     stop_grace_s: float = 2.0
     hang_after_s: float | None = None
 
@@ -84,6 +81,7 @@ class ModelActor(pykka.ThreadingActor):
     def __init__(self, settings: ModelSettings, supervisor: m.Ref, effects: Effects) -> None:
         super().__init__()
         self._settings = settings
+        self._rules = settings.rules
         self._name = settings.source.name
         self._supervisor = supervisor
         self._timers = effects.timers
@@ -92,7 +90,7 @@ class ModelActor(pykka.ThreadingActor):
         self._worker = WorkerLife(self._name, self.actor_ref, effects, settings.stop_grace_s)
         self._hangs = HangWatch(self.actor_ref, effects.timers, effects.activity, settings.hang_after_s)
         # Running answers and waiting requests share one bound: the batch in front of the queue is part of it.
-        self._requests = Requests(settings.queue + settings.options.max_batch)
+        self._requests = Requests(settings.rules.queue + settings.options.max_batch)
         self._state = State.COLD
         self._progress = m.Waiting("queue")
         self._info: p.ModelInfo | None = None
@@ -105,8 +103,8 @@ class ModelActor(pykka.ThreadingActor):
         self._leave_error: PlimsollError = ModelUnloaded(f"{self._name} was unloaded; ask again to load it")
         self._drain_until = 0.0
         self._idle_timer: Timer | None = None
-        self._idle_ttl_s = settings.idle_ttl_s
-        self._pinned = settings.pin
+        self._idle_ttl_s = settings.rules.idle_ttl_s
+        self._pinned = settings.rules.pin
         self._published: m.ModelStatus | None = None
         self._handlers: dict[type, Callable[[Any], object]] = {
             m.FromWorker: self._on_event,
@@ -120,6 +118,7 @@ class ModelActor(pykka.ThreadingActor):
             m.RefuseLoad: self._on_load_refused,
             m.Unload: self._on_unload,
             m.KeepAlive: self._on_keep_alive,
+            m.Rules: self._on_rules,
             m.Pin: self._on_pin,
             m.CountTokens: self._on_count_tokens,
             m.MemoryNormal: lambda _: None,
@@ -385,12 +384,15 @@ class ModelActor(pykka.ThreadingActor):
         if message.if_idle and (self._requests.running or self._requests.waiting):
             m.tell(self._supervisor, m.Stays(self._name))
             return
+        if message.hand_back:
+            for chat in self._requests.take_waiting():
+                m.tell(self._supervisor, m.Handback(chat))
         text = f"{self._name} was unloaded ({message.reason}); ask again to load it"
         self._leave(message.reason, message.error or ModelUnloaded(text, retry_after_s=1.0), message.grace_s)
 
     def _on_critical(self, message: m.MemoryCritical) -> None:
         error = out_of_memory(message.sample, f"{self._name} is unloaded because memory is critically full")
-        self._leave("critical", error, self._settings.critical_grace_s)
+        self._leave("critical", error, self._rules.critical_grace_s)
 
     def _on_emergency(self, message: m.MemoryEmergency) -> None:
         error = out_of_memory(message.sample, f"{self._name} was stopped because memory is almost exhausted")
@@ -440,6 +442,16 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_pin(self, message: m.Pin) -> None:
         self._pinned = message.pinned
+        self._arm_idle_check_again()
+
+    def _on_rules(self, message: m.Rules) -> None:
+        """What the file says newly goes before what was set while it ran; where it says the same, that stays."""
+        before, self._rules = self._rules, message
+        self._requests.limit = message.queue + self._settings.options.max_batch
+        if message.pin != before.pin:
+            self._pinned = message.pin
+        if message.idle_ttl_s != before.idle_ttl_s:
+            self._idle_ttl_s = message.idle_ttl_s
         self._arm_idle_check_again()
 
     def _arm_idle_check_again(self) -> None:

@@ -20,7 +20,7 @@ class Requests:
     """Bookkeeping without I/O but for the replies; owned by one ModelActor."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._waiting: deque[Chat] = deque()
         self._running: dict[str, _Running] = {}
         self._ended_tokens = 0
@@ -40,7 +40,7 @@ class Requests:
 
     def has_room(self) -> bool:
         """Whether one more request may be taken."""
-        return len(self._waiting) + len(self._running) < self._limit
+        return len(self._waiting) + len(self._running) < self.limit
 
     def add(self, chat: Chat) -> None:
         """``chat`` waits its turn."""
@@ -52,6 +52,12 @@ class Requests:
             chat = self._waiting.popleft()
             self._running[chat.id] = _Running(chat)
             yield chat
+
+    def take_waiting(self) -> list[Chat]:
+        """Those that wait, in order; they are somebody else's from now on."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
 
     def deliver(self, step: Step) -> None:
         """Text, calls and endings of one decode step; ids that have already ended are ignored."""

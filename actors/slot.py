@@ -5,14 +5,16 @@ from collections import deque
 from plimsoll.actors import messages as m
 from plimsoll.actors.messages import LEAVING, LOADED, State
 from plimsoll.actors.throughput import Throughput
+from plimsoll.catalog import CatalogModel
 from plimsoll.memory.plan import Need, Seat
 
 
 class Slot:
     """What the Supervisor knows of one living ModelActor, and what waits for its end or its load."""
 
-    def __init__(self, ref: m.Ref, name: str) -> None:
+    def __init__(self, ref: m.Ref, name: str, model: CatalogModel) -> None:
         self.ref = ref
+        self.model = model
         self.status = m.ModelStatus(name, State.COLD)
         self.need: Need | None = None
         self.footprint_bytes = 0

@@ -17,9 +17,9 @@ from plimsoll.actors.messages import LOADED, SERVING, State
 from plimsoll.actors.slot import Slot
 from plimsoll.actors.spare import Spare
 from plimsoll.actors.stuck import StuckWorkers
-from plimsoll.catalog import Catalog
+from plimsoll.catalog import Catalog, CatalogModel
 from plimsoll.engine.protocol import Usage
-from plimsoll.errors import InternalError, LoadFailed, PlimsollError, QueueFull, ShuttingDown, Unavailable
+from plimsoll.errors import InternalError, LoadFailed, PlimsollError, QueueFull, ShuttingDown, Unavailable, UnknownModel
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
@@ -32,8 +32,8 @@ _STALE_SAMPLE_S = 5.0
 # Room for a pinned model whose load was refused may come without any event that would say so.
 _PIN_AGAIN_S = 30.0
 
-StartModel = Callable[[str, m.Ref], m.Ref]
-"""Starts the ModelActor of a known model; called with its name and the Supervisor."""
+StartModel = Callable[[CatalogModel, m.Rules, m.Ref], m.Ref]
+"""Starts the ModelActor of a model by these rules; called with the Supervisor too."""
 
 
 class Supervisor(pykka.ThreadingActor):
@@ -50,7 +50,7 @@ class Supervisor(pykka.ThreadingActor):
         watchdog: m.Ref,
         start_model: StartModel,
         on_external: Callable[[Sample], None],
-        on_settled: Callable[[str, bool, int], None],
+        on_settled: Callable[[CatalogModel, bool, int], None],
         spare: Spare,
         clock: Callable[[], float],
         queue: int,
@@ -66,6 +66,7 @@ class Supervisor(pykka.ThreadingActor):
         self._spare = spare
         self._clock = clock
         self._queue = queue
+        self._critical_grace_s = critical_grace_s
         self._slots: dict[str, Slot] = {}
         self._stop_reply: m.Reply | None = None
         self._stopping = False
@@ -105,6 +106,7 @@ class Supervisor(pykka.ThreadingActor):
             m.PinModel: self._on_pin_model,
             m.CleanUpModels: lambda message: self.cleanup_unused_models(message.aggressive, message.reply),
             m.PlanLoad: self._on_plan_load,
+            m.Reconfigure: self._on_reconfigure,
             m.StopAll: self._on_stop_all,
             m.MemoryNormal: self._on_memory_normal,
             m.MemoryWarning: lambda message: self._on_raised(Level.WARNING, message.sample),
@@ -215,7 +217,9 @@ class Supervisor(pykka.ThreadingActor):
             raise ShuttingDown("the server is stopping", retry_after_s=5.0)
         slot = self._slots.get(name)
         if slot is None:
-            slot = self._slots[name] = Slot(self._start_model(name, self.actor_ref), name)
+            model = self._catalog.find(name)
+            ref = self._start_model(model, self._rules(model), self.actor_ref)
+            slot = self._slots[name] = Slot(ref, name, model)
             m.tell(self._watchdog, m.Subscribe(slot.ref))
             if name in self._pins:
                 m.tell(slot.ref, m.Pin(self._pins[name]))
@@ -350,7 +354,7 @@ class Supervisor(pykka.ThreadingActor):
         # The first look at the whole model: later ones hold what conversations happened to leave in its caches.
         if status.state in LOADED and slot.need and not slot.base_bytes and status.info:
             slot.base_bytes = held
-            self._on_settled(status.name, slot.need.dequantize, held)
+            self._on_settled(slot.model, slot.need.dequantize, held)
             info = status.info
             self._journal.record(events.ModelLoaded(status.name, info.load_s, info.weights_bytes, held, info.device))
 
@@ -415,6 +419,33 @@ class Supervisor(pykka.ThreadingActor):
 
     # ---- the whole
 
+    def _on_reconfigure(self, message: m.Reconfigure) -> None:
+        """Requests that come after this message meet the new configuration, running answers end by the old one."""
+        self._forget_pins(message.catalog)
+        self._catalog, self._thresholds = message.catalog, message.thresholds
+        self._queue, self._critical_grace_s = message.queue, message.critical_grace_s
+        self._admission.use(message.thresholds, message.critical_grace_s)
+        m.tell(self._watchdog, m.Marks(message.thresholds, message.limit_bytes))
+        for name, slot in self._slots.items():
+            model = _known(message.catalog, name)
+            if model is None or not model.loads_like(slot.model):
+                m.tell(slot.ref, m.Unload("the configuration changed", message.drain_s, hand_back=True))
+            else:
+                slot.model = model
+                m.tell(slot.ref, self._rules(model))
+        self._load_pinned()
+        message.reply.send(None)
+
+    def _forget_pins(self, catalog: Catalog) -> None:
+        """What was pinned or not at run time goes by the file again where that says another thing now."""
+        for name in list(self._pins):
+            before, now = _known(self._catalog, name), _known(catalog, name)
+            if before is None or now is None or before.pin != now.pin:
+                del self._pins[name]
+
+    def _rules(self, model: CatalogModel) -> m.Rules:
+        return m.Rules(model.pin, model.idle_ttl_s, self._queue, self._critical_grace_s)
+
     def _on_stop_all(self, message: m.StopAll) -> None:
         self._stopping = True
         self._stop_reply = message.reply
@@ -471,3 +502,10 @@ class Supervisor(pykka.ThreadingActor):
             if slot.status.state in (State.FAILED, State.BACKOFF)
         ]
         return problems
+
+
+def _known(catalog: Catalog, name: str) -> CatalogModel | None:
+    try:
+        return catalog.find(name)
+    except UnknownModel:
+        return None

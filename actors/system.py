@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +16,7 @@ from plimsoll.actors.watchdog import Watchdog
 from plimsoll.actors.worker_life import Effects, OnWeighed
 from plimsoll.catalog import Catalog, CatalogModel, default_cache_dir
 from plimsoll.catalog.weigh import weigh_source
-from plimsoll.config import Config
+from plimsoll.config import Config, MemoryConfig
 from plimsoll.engine.environment import compute_device, default_stop_grace_s, worker_environment
 from plimsoll.engine.process import OnEvent, OnExit, Worker, WorkerProcess
 from plimsoll.engine.protocol import EngineOptions, ModelSource
@@ -31,7 +32,7 @@ from plimsoll.memory.sources import SystemSampler, largest_others, oom_kills
 log = logging.getLogger("plimsoll.memory")
 
 # A worker that ignores everything is killed within this time after its grace.
-_STOP_MARGIN_S = 20.0
+STOP_MARGIN_S = 20.0
 
 
 class ActorSystem:
@@ -46,10 +47,16 @@ class ActorSystem:
         footprints: dict[str, int] | None = None,
     ) -> None:
         """``footprints`` holds what models were seen to take by earlier runs, under ``footprint_key``."""
+        # As at the start. What may change while it runs is the Supervisor's, and comes with its calls.
         self._config = config
         self._catalog = catalog
-        limit = config.memory.limit
-        self._sampler = sampler or SystemSampler(limit_bytes=None if limit is None else int(limit))
+        self._sampler: Sampler
+        if sampler is None:
+            limit = config.memory.limit
+            self._sampler = system = SystemSampler(limit_bytes=None if limit is None else int(limit))
+            self._set_limit: Callable[[int | None], object] = system.set_limit
+        else:
+            self._sampler, self._set_limit = sampler, lambda _limit_bytes: None
         self.journal = journal or Journal()
         self._footprints = dict(footprints or {})
         # For the few things that look at a disk or at every process: no actor waits for them.
@@ -62,16 +69,10 @@ class ActorSystem:
     def start(self) -> None:
         """Start everything; pinned models begin to load."""
         memory = self._config.memory
-        thresholds = Thresholds(
-            memory.warning_percent,
-            memory.critical_percent,
-            memory.emergency_percent,
-            memory.hysteresis_percent,
-            memory.clear_after,
-        )
+        thresholds = thresholds_of(memory)
         self._timers = ThreadTimers()
         self._environment = worker_environment(self._config.engine.blas, default_cache_dir(self._config))
-        self.watchdog = Watchdog.start(self._sampler, thresholds, self.journal)
+        self.watchdog = Watchdog.start(self._sampler, thresholds, self.journal, self._set_limit)
         self.supervisor = Supervisor.start(
             self._catalog,
             thresholds,
@@ -90,7 +91,7 @@ class ActorSystem:
         """Running answers get ``grace_s``, then every worker is stopped; returns when none is left."""
         stopped = _Stopped()
         if m.tell(self.supervisor, m.StopAll(grace_s, stopped)):
-            stopped.wait(grace_s + _STOP_MARGIN_S)
+            stopped.wait(grace_s + STOP_MARGIN_S)
         self.supervisor.stop()
         self.watchdog.stop()
         if self._timers:
@@ -118,9 +119,8 @@ class ActorSystem:
             measured=measured,
         )
 
-    def _start_model(self, name: str, supervisor: m.Ref) -> m.Ref:
-        model = self._catalog.find(name)
-        engine, memory = self._config.engine, self._config.memory
+    def _start_model(self, model: CatalogModel, rules: m.Rules, supervisor: m.Ref) -> m.Ref:
+        engine = self._config.engine
         stop_grace_s = default_stop_grace_s() if engine.stop_grace is None else engine.stop_grace
         options = EngineOptions(
             cache_dir=str(default_cache_dir(self._config)),
@@ -136,10 +136,7 @@ class ActorSystem:
         settings = ModelSettings(
             source=model.source,
             options=options,
-            pin=model.pin,
-            idle_ttl_s=model.idle_ttl_s,
-            queue=self._config.models.queue,
-            critical_grace_s=memory.critical_grace,
+            rules=rules,
             stop_grace_s=stop_grace_s,
             hang_after_s=engine.hang_after,
         )
@@ -169,8 +166,8 @@ class ActorSystem:
         except (OSError, ValueError) as error:
             on_weighed((), str(error))
 
-    def _on_settled(self, name: str, dequantized: bool, footprint_bytes: int) -> None:
-        key = footprint_key(self._catalog.find(name).source, dequantized)
+    def _on_settled(self, model: CatalogModel, dequantized: bool, footprint_bytes: int) -> None:
+        key = footprint_key(model.source, dequantized)
         self._footprints[key] = footprint_bytes
         self.journal.peak(key, footprint_bytes)
 
@@ -179,6 +176,17 @@ class ActorSystem:
         others = tuple(events.OtherProcess(*one) for one in largest_others(own))
         ours_bytes = sum(sample.footprints.values())
         self.journal.record(events.ExternalPressure(sample.used_percent, ours_bytes, others))
+
+
+def thresholds_of(memory: MemoryConfig) -> Thresholds:
+    """The section's thresholds."""
+    return Thresholds(
+        memory.warning_percent,
+        memory.critical_percent,
+        memory.emergency_percent,
+        memory.hysteresis_percent,
+        memory.clear_after,
+    )
 
 
 def footprint_key(source: ModelSource, dequantized: bool) -> str:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pykka
@@ -37,8 +38,16 @@ class Watchdog(pykka.ThreadingActor):
 
     use_daemon_thread = True
 
-    def __init__(self, sampler: Sampler, thresholds: Thresholds, journal: Journal) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        thresholds: Thresholds,
+        journal: Journal,
+        set_limit: Callable[[int | None], object] = lambda _limit_bytes: None,
+    ) -> None:
+        """``set_limit`` has the sampler hold footprints against another limit, or none."""
         super().__init__()
+        self._set_limit = set_limit
         self._journal = journal
         self._history = History()
         self._sampler = sampler
@@ -75,6 +84,12 @@ class Watchdog(pykka.ThreadingActor):
                 if message.hurry != self._hurry:
                     self._hurry = message.hurry
                     self._wake.set()
+            case m.Marks():
+                self._set_limit(message.limit_bytes)
+                self._thresholds = message.thresholds
+                # Percentages of another limit are no trend.
+                self._history = History()
+                self._wake.set()
             case m.Subscribe():
                 self._subscribe(message)
             case _:

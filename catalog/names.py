@@ -31,6 +31,10 @@ class CatalogModel(msgspec.Struct, frozen=True):
     context: int | None = None
     embeddings: bool = False
 
+    def loads_like(self, other: "CatalogModel") -> bool:
+        """Whether a worker that was loaded for the one serves the other as well."""
+        return (self.source, self.context, self.embeddings) == (other.source, other.context, other.embeddings)
+
 
 class Catalog:
     """The models there are: the config's entries, what lies in ``models.dir`` at the time, the built-in ones.

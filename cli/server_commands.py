@@ -1,14 +1,16 @@
 """``plimsoll serve``, ``check``, ``reload``, ``version``."""
 
 import logging
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from plimsoll import __version__
 from plimsoll.cli.link import AsJson, ConfigFile, Link, with_link
 from plimsoll.cli.output import hint, print_json
+
+if TYPE_CHECKING:
+    from plimsoll.config import Config
 
 _log = logging.getLogger("plimsoll.cli")
 
@@ -32,28 +34,34 @@ def serve(
 ) -> None:
     """Start the server."""
     # No other command needs any of these, and they take a third of a second.
-    from plimsoll import config, logs  # noqa: PLC0415
+    from plimsoll import logs  # noqa: PLC0415
     from plimsoll.catalog import Catalog  # noqa: PLC0415
     from plimsoll.cli import sense  # noqa: PLC0415
     from plimsoll.cli.install import fetch_builtin_model  # noqa: PLC0415
+    from plimsoll.cli.settings_file import SettingsFile  # noqa: PLC0415
     from plimsoll.http import server  # noqa: PLC0415
     from plimsoll.journal.places import log_file  # noqa: PLC0415
 
-    effective = config.load(file)
-    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    effective = msgspec.structs.replace(effective, server=msgspec.structs.replace(effective.server, **given))
+    settings = SettingsFile(file, host=host, port=port)
+    effective = settings.read()
     logs.configure(effective.logging.level, file=log_file(effective.logging.file))
     catalog = Catalog(effective.models)
-    sense.refuse_nonsense(effective)
     for doubt in sense.doubts(effective, catalog):
         _log.warning("%s", doubt)
     # Bind before the fetch: a port in use should not show after a minute.
     with server.bind(effective.server.host, effective.server.port) as sock:
+
+        def read_again() -> "Config":
+            read = settings.read()
+            if not insecure:
+                server.refuse_open(read, sock)
+            return read
+
         if not insecure:
             server.refuse_open(effective, sock)
         if effective.models.builtin:
             fetch_builtin_model(effective)
-        server.serve(effective, catalog, sock)
+        server.serve(effective, catalog, sock, read_again)
 
 
 def check(file: ConfigFile = None, *, as_json: AsJson = False) -> None:

@@ -7,17 +7,21 @@ from sanic import Sanic
 from sanic.config import Config as SanicConfig
 
 from plimsoll.config import Config
-from plimsoll.http import admin, anthropic, events, health, history, metrics, ollama, openai, openapi, page
+from plimsoll.http import admin, anthropic, events, health, history, metrics, ollama, openai, openapi, page, reload
 from plimsoll.http.errors import JsonErrors
 from plimsoll.http.front import Actors, App, Front, ModelCatalog
 from plimsoll.http.gate import Gate
+from plimsoll.http.reload import ReadConfig, Reloader
 from plimsoll.http.sweeper import Sweeper
 
 _numbers = itertools.count(1)
 
 
-def build(config: Config, system: Actors, catalog: ModelCatalog) -> App:
-    """The app, with ``app.ctx.front`` and ``app.ctx.gate``. Actors start before it serves and stop after."""
+def build(config: Config, system: Actors, catalog: ModelCatalog, read: ReadConfig | None = None) -> App:
+    """The app, with ``app.ctx.front``, ``app.ctx.gate`` and ``app.ctx.reloader``, which asks ``read`` what is new.
+
+    Actors start before it serves and stop after.
+    """
     # Sanic keeps a registry of names, and reads SANIC_* from the environment unless told not to.
     app: App = Sanic(
         f"plimsoll-{next(_numbers)}",
@@ -41,9 +45,11 @@ def build(config: Config, system: Actors, catalog: ModelCatalog) -> App:
     app.ctx.gate = gate = Gate(config)
     Sweeper(config.limits).add_to(app)
     app.register_middleware(gate.mark_origin, "response")
+    app.ctx.reloader = Reloader(app, read or (lambda: config))
     app.register_middleware(front.refuse_when_stopping, "request")
     for part in (openai, anthropic, ollama, health, admin, events, history, metrics, openapi, page):
         part.add_routes(app, front)
+    reload.add_routes(app, app.ctx.reloader)
 
     # Both block, the one on starting threads and the other on workers that end.
     async def start_actors(_app: App) -> None:

@@ -99,6 +99,13 @@ class PlanTold(Told):
     dequantize: bool
 
 
+class Reloaded(Told):
+    """Key paths of the configuration: those that have changed, and those that only a restart changes."""
+
+    changed: list[str]
+    needs_restart: list[str]
+
+
 class Document(Struct):
     """An OpenAPI document."""
 
@@ -134,6 +141,7 @@ OPERATIONS = (
         "The memory and the state of the server; 503 at critical, which also starts a clean-up",
         Health,
         public=True,
+        parameters=(Parameter("cleanup", "`no`: start none.", {"enum": ["yes", "no"], "default": "yes"}),),
         answers={503: json_of(Health)},
     ),
     _get("/health/live", "Whether the process answers", Live, public=True),
@@ -159,6 +167,14 @@ OPERATIONS = (
         body=admin.CleanupBody,
         body_needed=False,
         answers={200: json_of(CleanupReport)},
+    ),
+    Operation(
+        path="/admin/reload",
+        about="Read the configuration file again; a file that can't be used changes nothing",
+        tag="Server",
+        error=Error,
+        methods=("post",),
+        answers={200: json_of(Reloaded)},
     ),
     Operation(
         path="/",

@@ -10,9 +10,7 @@ import errno
 import json
 import logging
 import os
-import signal
 import socket
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +30,8 @@ from plimsoll.http.front import App, Front
 from plimsoll.http.gate import is_open
 from plimsoll.http.keys import read_keys
 from plimsoll.http.open_files import allow_open_files
+from plimsoll.http.reload import ReadConfig
+from plimsoll.http.signals import on_signals
 from plimsoll.journal import events
 from plimsoll.journal.blackbox import BlackBox
 from plimsoll.journal.journal import Journal
@@ -45,13 +45,13 @@ _SEND_BUFFER = 128 * 1024
 _LAST_WORDS_S = 1.0
 
 
-def serve(config: Config, catalog: Catalog, sock: socket.socket) -> None:
-    """Serve on ``sock`` (from ``bind``) until SIGTERM or SIGINT."""
+def serve(config: Config, catalog: Catalog, sock: socket.socket, read: ReadConfig | None = None) -> None:
+    """Serve on ``sock`` (from ``bind``) until SIGTERM or SIGINT; SIGHUP asks ``read`` for the configuration again."""
     allow_open_files(config.limits.connections)
     blackbox = _open_blackbox(config)
     journal = Journal(config.logging.language, blackbox)
     footprints = _recall(journal, blackbox)
-    app = build(config, ActorSystem(config, catalog, journal=journal, footprints=footprints), catalog)
+    app = build(config, ActorSystem(config, catalog, journal=journal, footprints=footprints), catalog, read)
 
     def on_exit() -> None:
         if blackbox:
@@ -61,7 +61,7 @@ def serve(config: Config, catalog: Catalog, sock: socket.socket) -> None:
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
             front: Front = app.ctx.front
-            runner.run(run(app, sock, lambda stop: _on_signals(front, stop, on_exit), lambda: _announce(front, sock)))
+            runner.run(run(app, sock, lambda stop: on_signals(app, stop, on_exit), lambda: _announce(front, sock)))
         journal.record(events.ServerStopped("asked to stop"))
         how = "stopped"
     except BaseException as error:
@@ -190,24 +190,6 @@ async def _until(done: Callable[[], bool]) -> None:
         async with asyncio.timeout(_LAST_WORDS_S):
             while not done():  # noqa: ASYNC110 - as said
                 await asyncio.sleep(0.01)
-
-
-def _on_signals(front: Front, stop: Callable[[], None], on_exit: Callable[[], None]) -> None:
-    """The first SIGTERM or SIGINT drains, the second ends at once; workers end by themselves with us."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    loop = asyncio.get_running_loop()
-
-    def caught(number: int) -> None:
-        if front.stopping:
-            logging.shutdown()
-            on_exit()
-            os._exit(128 + number)
-        front.stopping = True
-        stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, caught, number)
 
 
 def _announce(front: Front, sock: socket.socket) -> None:

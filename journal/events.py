@@ -247,6 +247,21 @@ class ServerStopped(Event, frozen=True):
     reason: str
 
 
+class ConfigReloaded(Event, frozen=True):
+    """The configuration was read again; the keys that apply at once, and those that need a restart."""
+
+    changed: tuple[str, ...]
+    needs_restart: tuple[str, ...]
+
+
+class ConfigRefused(Event, frozen=True):
+    """It was read again and can't be used, so nothing has changed."""
+
+    _severity = logging.ERROR
+
+    reason: str
+
+
 class LastRun(Event, frozen=True):
     """How the run before this one ended: with the words ``how``, or not ``clean``, which is killed or crashed.
 
@@ -284,6 +299,8 @@ AnyEvent = (
     | StuckWorkerGone
     | ServerStarted
     | ServerStopped
+    | ConfigReloaded
+    | ConfigRefused
     | LastRun
 )
 

@@ -51,7 +51,7 @@ def _processes(others: tuple[e.OtherProcess, ...]) -> str:
 _SPECS: dict[str, Callable[[Any], str]] = {
     "size": size,
     "time": local_time,
-    "names": ", ".join,
+    "names": lambda names: ", ".join(names) or "-",
     "processes": _processes,
     "percent": lambda value: "?" if value is None else f"{value:.1f}%",
 }
@@ -77,5 +77,6 @@ _VARIANTS: dict[type[e.Event], Callable[[Any], str]] = {
     e.CleanupStarted: lambda event: "aggressive" if event.aggressive else "normal",
     e.CleanupDone: lambda event: "some" if event.unloaded else "none",
     e.ReadersFailed: lambda event: "some" if event.names else "all",
+    e.ConfigReloaded: lambda event: "some" if event.changed or event.needs_restart else "none",
     e.LastRun: lambda event: "clean" if event.clean else "killed",
 }

@@ -60,6 +60,12 @@ ENGLISH = {
     "stuck_worker_gone": "✅ the stuck worker of {e.model} (pid {e.pid}) is gone and its memory back",
     "server_started": "the memory journal begins: Plimsoll {e.version}, port {e.port}, pid {e.pid}",
     "server_stopped": "the memory journal ends: {e.reason}",
+    "config_reloaded.some": (
+        "the configuration was read again, memory stays under watch: changed {e.changed:names};"
+        " only a restart changes {e.needs_restart:names}"
+    ),
+    "config_reloaded.none": "the configuration was read again, memory stays under watch: nothing has changed",
+    "config_refused": "the configuration can't be used, memory is kept by the old one: {e.reason}",
     "last_run.clean": "the last run ended in order at {e.at:time} ({e.how}), memory at {e.percent:percent}",
     "last_run.killed": (
         "⚠️ the last run ended without a word at {e.at:time}, memory at {e.percent:percent}: it was killed or crashed"

@@ -75,6 +75,12 @@ RUSSIAN = {
     "stuck_worker_gone": "✅ Зависший процесс модели {e.model} (pid {e.pid}) завершился, его память возвращена",
     "server_started": "Журнал: память под наблюдением, Plimsoll {e.version}, порт {e.port}, pid {e.pid}",
     "server_stopped": "Журнал закрыт, память больше не под наблюдением: {e.reason}",
+    "config_reloaded.some": (
+        "Конфигурация перечитана, память под наблюдением: изменено {e.changed:names};"
+        " только после перезапуска изменится {e.needs_restart:names}"
+    ),
+    "config_reloaded.none": "Конфигурация перечитана, память под наблюдением: изменений нет",
+    "config_refused": "Конфигурация не годится, память под наблюдением по старой: {e.reason}",
     "last_run.clean": (
         "Прошлый запуск завершён штатно {e.at:time} ({e.how}), память была занята на {e.percent:percent}"
     ),

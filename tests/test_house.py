@@ -20,6 +20,7 @@ MAY_USE = {
     "errors": set(),
     "units": set(),
     "config": {"errors", "units"},
+    "reload_plan": {"config"},
     "memory": {"memory", "errors"},
     "journal": {"journal", "memory", "units", "errors"},
     "engine": {"engine", "errors", "catalog"},
@@ -36,7 +37,10 @@ MAY_USE = {
         *("actors", "memory", "journal", "catalog", "config", "errors"),
         *("engine.protocol", "engine.process", "engine.environment"),
     },
-    "http": {"http", "actors", "memory", "journal", "catalog", "config", "errors", "units", "engine.protocol", "logs"},
+    "http": {
+        *("http", "actors", "memory", "journal", "catalog", "config", "errors"),
+        *("units", "engine.protocol", "logs", "reload_plan"),
+    },
     "cli": {
         *("cli", "http.server", "http.keys", "actors.system", "memory", "journal", "catalog", "config", "errors"),
         "logs",

@@ -40,10 +40,8 @@ class SystemSampler:
         clock: Callable[[], float] = time.monotonic,
         darwin: DarwinApi | None = None,
     ) -> None:
-        if limit_bytes is not None and limit_bytes <= 0:
-            raise ValueError(f"memory.limit must be above 0, not {limit_bytes}")
+        self.set_limit(limit_bytes)
         self.errors: dict[str, str] = {}
-        self._limit_bytes = limit_bytes
         self._clock = clock
         self._lock = threading.Lock()
         darwin = darwin or LibSystem()
@@ -59,6 +57,12 @@ class SystemSampler:
             stalls = pressure.Stalls(proc)
             self._signals["psi"] = lambda _time_s: stalls()
             self._signals["swap"] = pressure.SwapOut(proc)
+
+    def set_limit(self, limit_bytes: int | None) -> None:
+        """From the next sample on; None is none. Raises ``ValueError`` for one that is not above 0."""
+        if limit_bytes is not None and limit_bytes <= 0:
+            raise ValueError(f"memory.limit must be above 0, not {limit_bytes}")
+        self._limit_bytes = limit_bytes
 
     def __call__(self, tracked: Sequence[Tracked] = ()) -> Sample:
         """One sample. Raises ``OSError`` when no source can be read at all."""
@@ -98,11 +102,12 @@ class SystemSampler:
         return footprints
 
     def _limit(self, footprints: dict[int, int], errors: dict[str, str]) -> Reading | None:
-        if self._limit_bytes is None:
+        limit_bytes = self._limit_bytes  # once: another thread may change it
+        if limit_bytes is None:
             return None
         if "footprint" in errors:
             raise ValueError("not every footprint is known, so their sum would be too low")
-        return Reading("limit", self._limit_bytes, sum(footprints.values()))
+        return Reading("limit", limit_bytes, sum(footprints.values()))
 
     def _accelerator(
         self, tracked: Sequence[Tracked], footprints: dict[int, int], errors: dict[str, str]

@@ -3,7 +3,6 @@
 import random
 import sys
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pykka
@@ -12,6 +11,7 @@ from plimsoll.actors import messages as m
 from plimsoll.actors.model import ModelActor, ModelSettings
 from plimsoll.actors.timers import Timer
 from plimsoll.actors.worker_life import Effects, OnWeighed
+from plimsoll.catalog import CatalogModel
 from plimsoll.engine import protocol as p
 from plimsoll.engine.process import OnEvent, OnExit
 from plimsoll.errors import UnknownModel
@@ -285,24 +285,23 @@ class Models:
         self.journal = Journal()
         self.host = host
         self.unweighable = ""
+        self.sources: dict[str, str] = {}
+        self.settings = settings
         self._stage = stage
-        self._settings = settings
         self.on_start: Callable[[str], object] = lambda _name: None
 
     def find(self, name: str) -> Any:
         if name not in self.needs:
             raise UnknownModel(f"there is no model {name}")
-        return SimpleNamespace(name=name)
+        return CatalogModel(p.ModelSource(name, "fake", self.sources.get(name, "")), **self.settings.get(name, {}))
 
     def pinned(self) -> list[str]:
-        return [name for name, settings in self._settings.items() if settings.get("pin")]
+        return [name for name, settings in self.settings.items() if settings.get("pin")]
 
-    def start(self, name: str, supervisor: m.Ref) -> m.Ref:
-        self.find(name)
+    def start(self, model: CatalogModel, rules: m.Rules, supervisor: m.Ref) -> m.Ref:
+        name = model.source.name
         self.on_start(name)
-        settings = ModelSettings(
-            p.ModelSource(name, "fake", ""), p.EngineOptions("/nowhere"), **self._settings.get(name, {})
-        )
+        settings = ModelSettings(model.source, p.EngineOptions("/nowhere"), rules)
 
         def weigh(on_weighed: OnWeighed) -> None:
             def answer() -> None:

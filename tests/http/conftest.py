@@ -67,6 +67,7 @@ class FakeSystem:
         self.heard: queue.Queue[Any] = queue.Queue()
         self.scripts: dict[type, Script] = {m.GetStatus: lambda message: message.reply.send(status())}
         self.supervisor: Any = None
+        self.journal = Journal()
         self.stopped_with: list[float] = []
         self.on_stop: Callable[[], None] = lambda: None
 
@@ -117,7 +118,9 @@ class RunningServer:
     def __init__(self, config: dict[str, Any]) -> None:
         self.system = FakeSystem()
         self.config = configuration.parse(config)
-        self.app = build(self.config, self.system, FakeCatalog("tiny", "org/big"))
+        # What a reload finds; set it anew to change the file.
+        self.read: Callable[[], configuration.Config] = lambda: self.config
+        self.app = build(self.config, self.system, FakeCatalog("tiny", "org/big"), lambda: self.read())  # noqa: PLW0108 - as it is then
         self._sock = bind("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}"
         self.stop: Callable[[], Any]
