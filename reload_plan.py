@@ -9,6 +9,8 @@ _LIVE = frozenset(
     {
         *("server.max_body", "server.keepalive", "server.shutdown_grace"),
         *("access.keys", "access.hosts", "access.origins"),
+        *("limits.messages", "limits.prompt", "limits.tools", "limits.headers"),
+        *("limits.requests_per_minute", "limits.burst"),
         *("memory.limit", "memory.warning_percent", "memory.critical_percent", "memory.emergency_percent"),
         *("memory.hysteresis_percent", "memory.clear_after", "memory.critical_grace"),
         *("models.builtin", "models.dir", "models.idle_ttl", "models.queue", "models.entries"),

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 
 from plimsoll.actors.messages import Ref, SpareExited, tell
+from plimsoll.catalog import CatalogModel
 from plimsoll.engine.process import SpawnWorker, Worker
 
 log = logging.getLogger("plimsoll")
@@ -15,7 +16,7 @@ class Spare:
     ``footprint_bytes`` is what the process was last seen to hold.
     """
 
-    def __init__(self, spawn: SpawnWorker, serves: Callable[[str], bool]) -> None:
+    def __init__(self, spawn: SpawnWorker, serves: Callable[[CatalogModel], bool]) -> None:
         """``serves`` says whether a model's worker can be made of it; never, where none is wanted."""
         self._spawn = spawn
         self.serves = serves

@@ -397,17 +397,21 @@ class Supervisor(pykka.ThreadingActor):
 
     def _order_spare(self, model: str) -> None:
         """A model has been loaded: the next one's worker is made ready, unless memory is wanted for better."""
-        if not self._stopping and self._admission.level == Level.NORMAL and self._spare.serves(model):
+        if not self._stopping and self._admission.level == Level.NORMAL and self._spare_serves(model):
             self._spare.order(self.actor_ref)
 
     def _with_spare(self, model: str, load: m.Load) -> m.Load:
-        if not load.need.weights_bytes or not self._spare.serves(model):
+        if not load.need.weights_bytes or not self._spare_serves(model):
             return load
         return m.Load(load.need, self._spare.take())
 
+    def _spare_serves(self, model: str) -> bool:
+        slot = self._slots.get(model)
+        return slot is not None and self._spare.serves(slot.model)
+
     def _held_bytes(self, model: str) -> int:
         """What a load of this model holds before it has begun."""
-        return self._spare.footprint_bytes if self._spare.serves(model) else 0
+        return self._spare.footprint_bytes if self._spare_serves(model) else 0
 
     def _on_spare_exited(self, message: m.SpareExited) -> None:
         self._spare.exited(message.pid)

@@ -20,7 +20,6 @@ from plimsoll.config import Config, MemoryConfig
 from plimsoll.engine.environment import compute_device, default_stop_grace_s, worker_environment
 from plimsoll.engine.process import OnEvent, OnExit, Worker, WorkerProcess
 from plimsoll.engine.protocol import EngineOptions, ModelSource
-from plimsoll.errors import UnknownModel
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
@@ -154,11 +153,8 @@ class ActorSystem:
     def _spawn_spare(self, on_event: OnEvent, on_exit: OnExit) -> Worker:
         return WorkerProcess(on_event, on_exit, self._environment, oom_kills, warm=True)
 
-    def _has_use_of_spare(self, name: str) -> bool:
-        try:
-            return self._config.engine.spare_worker and self._catalog.find(name).source.kind != "fake"
-        except UnknownModel:
-            return False
+    def _has_use_of_spare(self, model: CatalogModel) -> bool:
+        return self._config.engine.spare_worker and model.source.kind != "fake"
 
     def _weigh(self, model: CatalogModel, on_weighed: OnWeighed) -> None:
         try:

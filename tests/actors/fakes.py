@@ -22,6 +22,7 @@ from plimsoll.memory.sources import Activity
 
 GIB = 1024**3
 INFO = p.ModelInfo(context=4096, vocab_size=100, weights_bytes=GIB, device="fake", dtype="float32")
+_RULES = ("pin", "idle_ttl_s")
 CHAT = p.ChatRequest([{"role": "user", "content": "hello"}])
 
 
@@ -293,7 +294,8 @@ class Models:
     def find(self, name: str) -> Any:
         if name not in self.needs:
             raise UnknownModel(f"there is no model {name}")
-        return CatalogModel(p.ModelSource(name, "fake", self.sources.get(name, "")), **self.settings.get(name, {}))
+        rules = {key: value for key, value in self.settings.get(name, {}).items() if key in _RULES}
+        return CatalogModel(p.ModelSource(name, "fake", self.sources.get(name, "")), **rules)
 
     def pinned(self) -> list[str]:
         return [name for name, settings in self.settings.items() if settings.get("pin")]
@@ -301,7 +303,8 @@ class Models:
     def start(self, model: CatalogModel, rules: m.Rules, supervisor: m.Ref) -> m.Ref:
         name = model.source.name
         self.on_start(name)
-        settings = ModelSettings(model.source, p.EngineOptions("/nowhere"), rules)
+        more = {key: value for key, value in self.settings.get(name, {}).items() if key not in _RULES}
+        settings = ModelSettings(model.source, p.EngineOptions("/nowhere"), rules, **more)
 
         def weigh(on_weighed: OnWeighed) -> None:
             def answer() -> None:

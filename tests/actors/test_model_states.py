@@ -37,7 +37,7 @@ class Boss:
             start_model=self.models.start,
             on_external=lambda _sample: None,
             on_settled=lambda _name, _dense, _held: None,
-            spare=Spare(self.host.spawn, lambda name: name == self.spare_serves),
+            spare=Spare(self.host.spawn, lambda model: model.source.name == self.spare_serves),
             clock=stage.now,
             queue=4,
             critical_grace_s=10.0,

@@ -173,3 +173,15 @@ def test_the_queue_s_bound_holds_for_living_models(server: Start, queue: int) ->
     replies = [system.chat("a") for _ in range(queue + 1)]
     assert isinstance(replies[-1].ending().error, QueueFull)
     assert sum(reply.endings() for reply in replies) == 1
+
+
+def test_a_pin_of_the_run_time_stays_until_the_file_says_another_thing(server: Start) -> None:
+    system = server({"a": "fake:"}, models={"idle_ttl": "100ms"})
+    system.tell(lambda reply: m.PinModel("a", True, reply)).next(m.ModelStatus)
+    system.until_state("a", State.READY)
+    reload(system, {"a": "fake:"}, models={"idle_ttl": "110ms"})
+    assert system.status().pinned == {"a"}
+    reload(system, {"a": {"source": "fake:", "pin": True}}, models={"idle_ttl": "110ms"})
+    reload(system, {"a": "fake:"}, models={"idle_ttl": "110ms"})
+    assert system.status().pinned == frozenset()
+    system.until_state("a", None)

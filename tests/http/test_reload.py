@@ -18,7 +18,7 @@ ENTRIES = {"mine": {"source": "fake:"}}
 @pytest.fixture
 def recorded(system):
     made = []
-    system.journal.subscribe(made.append)
+    system.journal.subscribe(lambda entry: made.append(entry.event))
     return made
 
 
@@ -126,3 +126,17 @@ def test_two_at_once_are_done_one_after_the_other(http, server, recorded):
 
 def test_nothing_to_change_is_said_to_be_nothing(http):
     assert http.post("/admin/reload").json() == {"changed": [], "needs_restart": []}
+
+
+def test_api_keys_that_were_added_are_asked_for_from_then_on(http, server, system, tmp_path):
+    key = tmp_path / "key"
+    key.write_text("a-key-that-is-long-enough-to-be-one")
+    finds(server, access={"keys": [{"name": "me", "role": "admin", "file": str(key)}]})
+    assert http.post("/admin/reload").json()["changed"] == ["access.keys"]
+    assert http.get("/v1/models").status_code == 401
+    old = {"Authorization": f"Bearer {key.read_text()}"}
+    assert http.get("/v1/models", headers=old).status_code == 200
+    # The configuration says the same, the file another key.
+    key.write_text("another-key-that-is-long-enough-too")
+    assert http.post("/admin/reload", headers=old).json()["changed"] == []
+    assert http.get("/v1/models", headers=old).status_code == 401
