@@ -5,7 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 from plimsoll.errors import BadRequest
-from plimsoll.http.body import check_free
+from plimsoll.http.body import check_free, shown
 
 
 class TextBlock(msgspec.Struct):
@@ -105,9 +105,7 @@ def _tool_result(block: Block, path: str, names: dict[str, str]) -> dict[str, An
 
 def _text(block: Block | TextBlock, path: str) -> str:
     if block.type != "text":
-        text = (
-            f"{path}.type is {block.type!r}, which is not supported here; only text is, and tools in their own places"
-        )
+        text = f"{path}.type is {shown(block.type)}, which is not supported here: only text is, and tools"
         raise BadRequest(text, param=f"{path}.type")
     return _needed(block.text, f"{path}.text")
 

@@ -8,7 +8,7 @@ from msgspec import Meta
 from plimsoll.engine.protocol import ChatRequest, Format, Sampling, Tool
 from plimsoll.errors import BadRequest
 from plimsoll.http.anthropic_blocks import Message, TextBlock, plain_messages, plain_text
-from plimsoll.http.body import MAX_STOP_CHARS, MAX_STOPS, check_free, read
+from plimsoll.http.body import MAX_STOP_CHARS, MAX_STOPS, check_free, read, shown
 from plimsoll.http.front import AnyRequest
 
 _TOKENS_MAX = 2**31 - 1
@@ -77,6 +77,10 @@ _ALLOWED = {
     "tools[].input_schema": "a JSON schema",
     "tool_choice": 'an object like {"type": "auto"}',
     "tool_choice.type": "auto, any, tool or none",
+    "output_config": "an object",
+    "output_config.format": 'an object like {"type": "json_schema", "schema": {}}',
+    "output_config.format.type": "json_schema",
+    "output_config.format.schema": "a JSON schema",
     "thinking": 'an object like {"type": "enabled"}',
     "thinking.type": "enabled, disabled or adaptive",
 }
@@ -127,7 +131,7 @@ def count_request(body: Body) -> ChatRequest:
 
 def _tool(tool: ToolBody, path: str) -> Tool:
     if tool.type not in (None, "custom"):
-        text = f"{path}.type is {tool.type!r}, but only tools of the client's own (custom) are supported"
+        text = f"{path}.type is {shown(tool.type)}, but only tools of the client's own (custom) are supported"
         raise BadRequest(text, param=f"{path}.type")
     if tool.input_schema is None:
         raise BadRequest(f"{path}.input_schema is missing, but must be a JSON schema", param=f"{path}.input_schema")
@@ -141,7 +145,7 @@ def _choice(choice: ToolChoice, tools: tuple[Tool, ...]) -> str:
     if choice.type != "tool":
         return {"auto": "auto", "any": "required", "none": "none"}[choice.type]
     if choice.name not in {tool.name for tool in tools}:
-        what = "is missing" if choice.name is None else f"is {choice.name!r}"
+        what = "is missing" if choice.name is None else f"is {shown(choice.name)}"
         raise BadRequest(f"tool_choice.name {what}, but must be the name of one of the tools", param="tool_choice.name")
     return choice.name or ""
 

@@ -91,7 +91,9 @@ def _explain(error: msgspec.ValidationError, raw: bytes, allowed: Mapping[str, s
 def _bad(param: str, what: str, allowed: Mapping[str, str], fallback: str = "") -> BadRequest:
     may_be = allowed.get(re.sub(r"\[(\d+|\.\.\.)\]", "[]", param))
     if may_be is None:
-        # A struct's or a list's inner key: msgspec's own words, without its quotes.
+        # A struct's or a list's inner key: msgspec's own words, without quotes and without a value of any length.
+        if fallback.startswith("Invalid enum value"):
+            fallback = "Expected one of the values in /openapi.json"
         may_be = fallback.partition(", got")[0].removeprefix("Expected ").replace("`", "") or "present"
     return refuse(param, f"{what}, but must be {may_be}")
 

@@ -37,13 +37,13 @@ class Body(WithChoices, kw_only=True):
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
 
 
-_ALLOWED = openai_params.ALLOWED | {
+ALLOWED = openai_params.ALLOWED | {
     "prompt": f"a string or a list of 1 to {_MAX_PROMPTS} strings",
     "prompt[]": "a string: prompts of token ids are not supported, only text",
     "echo": "true or false",
     "logprobs": "an integer from 0 to 5",
 }
-_decoder = msgspec.json.Decoder(Body)
+decoder = msgspec.json.Decoder(Body)
 
 
 def add_routes(app: App, front: Front) -> None:
@@ -57,14 +57,8 @@ class _Completions:
         self._front = front
 
     async def completions(self, request: AnyRequest) -> HTTPResponse | None:
-        body: Body = read(request, _decoder, _ALLOWED)
-        _check(body)
-        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        asked = [
-            one
-            for prompt in prompts
-            for one in variants(check_chat(_request(body, prompt), self._front.config.limits, "prompt"), body.n or 1)
-        ]
+        body: Body = read(request, decoder, ALLOWED)
+        asked = [check_chat(one, self._front.config.limits, "prompt") for one in chat_requests(body)]
         self._front.catalog.find(body.model)
         begin = self._front.recorder.begin
         answers = [Answer(self._front.supervisor, body.model, one, begin("openai", body.model)) for one in asked]
@@ -89,6 +83,13 @@ class _Completions:
             for index, (echo, whole) in enumerate(zip(echoes, wholes, strict=True))
         ]
         return respond(200, head.body("text_completion") | {"choices": choices, "usage": usage_body(head, wholes)})
+
+
+def chat_requests(body: Body) -> list[ChatRequest]:
+    """What the engine gets, ``n`` for each prompt. Raises ``BadRequest``."""
+    _check(body)
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    return [one for prompt in prompts for one in variants(_request(body, prompt), body.n or 1)]
 
 
 class Chunks:

@@ -43,13 +43,13 @@ class Body(msgspec.Struct, kw_only=True):
 
 
 _INPUT = f"a non-empty string, a list of 1 to {MAX_INPUTS} of them, or token ids in the place of each string"
-_ALLOWED = {
+ALLOWED = {
     "model": "a model's name",
     "input": _INPUT,
     "encoding_format": "float or base64",
     "dimensions": "an integer from 1",
 }
-_decoder = msgspec.json.Decoder(Body)
+decoder = msgspec.json.Decoder(Body)
 
 
 def add_routes(app: App, front: Front) -> None:
@@ -63,8 +63,8 @@ class _Embeddings:
         self._front = front
 
     async def embeddings(self, request: AnyRequest) -> HTTPResponse:
-        body: Body = read(request, _decoder, _ALLOWED)
-        asked = check_embed(_request(body.input, body.dimensions), self._front.config.limits)
+        body: Body = read(request, decoder, ALLOWED)
+        asked = check_embed(embed_request(body), self._front.config.limits)
         self._front.catalog.find(body.model)
         with self._front.running():
             record = self._front.recorder.begin("openai", body.model)
@@ -78,7 +78,9 @@ class _Embeddings:
         return respond(200, {"object": "list", "data": data, "model": body.model, "usage": usage})
 
 
-def _request(given: Any, dimensions: int | None) -> EmbedRequest:
+def embed_request(body: Body) -> EmbedRequest:
+    """What the engine gets. Raises ``BadRequest``."""
+    given = body.input
     texts: list[str] = []
     tokens: list[list[int]] = []
     if isinstance(given, str):
@@ -100,7 +102,7 @@ def _request(given: Any, dimensions: int | None) -> EmbedRequest:
             raise refuse(where, "must be a non-empty string")
         if tokens and not (isinstance(one, list) and one and all(_is_token(token) for token in one)):
             raise refuse(where, "must be one or more token ids")
-    return EmbedRequest(texts=texts, tokens=tokens, dimensions=dimensions)
+    return EmbedRequest(texts=texts, tokens=tokens, dimensions=body.dimensions)
 
 
 def _is_token(value: Any) -> bool:

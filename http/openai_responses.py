@@ -53,7 +53,7 @@ class Body(Common, kw_only=True):
 
 
 _STORED = ("previous_response_id", "conversation", "prompt")
-_ALLOWED = (
+ALLOWED = (
     openai_params.ALLOWED
     | openai_tools.ALLOWED
     | openai_responses_input.ALLOWED
@@ -69,7 +69,7 @@ _ALLOWED = (
         "previous_response_id": "left out",
     }
 )
-_decoder = msgspec.json.Decoder(Body)
+decoder = msgspec.json.Decoder(Body)
 
 
 def add_routes(app: App, front: Front) -> None:
@@ -83,12 +83,12 @@ class _Responses:
         self._front = front
 
     async def responses(self, request: AnyRequest) -> HTTPResponse | None:
-        body: Body = read(request, _decoder, _ALLOWED)
-        asked = check_chat(_chat_request(body), self._front.config.limits, "input")
+        body: Body = read(request, decoder, ALLOWED)
+        asked = check_chat(chat_request(body), self._front.config.limits, "input")
         self._front.catalog.find(body.model)
         record = self._front.recorder.begin("openai", body.model)
         answer = Answer(self._front.supervisor, body.model, asked, record)
-        started = _started(body, answer.id)
+        started = started_body(body, answer.id)
         with self._front.running():
             if body.stream:
                 form = Events(started, scored=asked.logprobs is not None)
@@ -98,7 +98,8 @@ class _Responses:
             return respond(200, response_body(started, whole))
 
 
-def _chat_request(body: Body) -> ChatRequest:
+def chat_request(body: Body) -> ChatRequest:
+    """What the engine gets. Raises ``BadRequest``."""
     for name in _STORED:
         if getattr(body, name):
             raise refuse(name, "can't be used: nothing is stored here, send the whole conversation as input")
@@ -120,7 +121,7 @@ def _chat_request(body: Body) -> ChatRequest:
     )
 
 
-def _started(body: Body, answer_id: str) -> dict[str, Any]:
+def started_body(body: Body, answer_id: str) -> dict[str, Any]:
     """The response object at its start, with the request's parameters as they hold."""
     text = msgspec.to_builtins(body.text.format) if body.text and body.text.format else {"type": "text"}
     return {

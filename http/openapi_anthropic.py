@@ -5,7 +5,7 @@ from typing import Any, Literal
 from msgspec import UNSET, UnsetType
 
 from plimsoll.http import anthropic_request
-from plimsoll.http.openapi_shape import Content, Operation, Told, json_of
+from plimsoll.http.openapi_shape import SSE, Content, Operation, Told, json_of
 
 
 class AnthropicErrorDetail(Told):
@@ -122,7 +122,7 @@ OPERATIONS = (
         methods=("post",),
         body=anthropic_request.Body,
         example=_EXAMPLE | {"max_tokens": 64},
-        answers={200: (*json_of(AnthropicMessage), Content("text/event-stream", _EVENTS))},
+        answers={200: (*json_of(AnthropicMessage), Content(SSE, _EVENTS))},
         errors=(507,),
     ),
     Operation(

@@ -13,9 +13,8 @@ from plimsoll.http.openapi_openai_answers import (
     TextCompletion,
 )
 from plimsoll.http.openapi_responses import Response, ResponseEvent
-from plimsoll.http.openapi_shape import Content, Operation, Parameter, json_of
+from plimsoll.http.openapi_shape import SSE, Content, Operation, Parameter, json_of
 
-SSE = "text/event-stream"
 _FAILS = (507,)
 _HI = [{"role": "user", "content": "What is the capital of France?"}]
 MODEL = Parameter("model", "A model's name; it may hold slashes.")

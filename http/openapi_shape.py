@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-JSON = "application/json"
+JSON, SSE = "application/json", "text/event-stream"
 _NAME: Mapping[str, Any] = MappingProxyType({"type": "string", "minLength": 1})
 _REF = "#/components/schemas/{name}"
 _COMMON = (400, 401, 403, 404, 405, 408, 413, 415, 417, 429, 431, 500, 503)
@@ -162,4 +162,12 @@ def _response(status: int, contents: tuple[Content, ...], schemas: _Schemas, *, 
 
 
 def _schema(content: Content, schemas: _Schemas) -> dict[str, Any]:
-    return schemas.of(content.types) if content.types else {"type": "string"}
+    if not content.types:
+        return {"type": "string"}
+    told = schemas.of(content.types)
+    if content.media != SSE:
+        return told
+    # As OpenAPI 3.2 has it, where an event is an object whose data is text that holds JSON.
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": told}
+    properties = {"event": {"type": "string"}, "data": data, "id": {"type": "string"}}
+    return {"type": "object", "properties": properties, "required": ["data"]}

@@ -134,6 +134,24 @@ def test_too_much_is_refused_before_any_model_hears_of_it(http, system, path, as
     assert system.has_heard(m.Chat) == 0
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (ANTHROPIC, claude(system=[{"type": LONG}])),
+        (ANTHROPIC, claude(tools=[{"name": "f", "type": LONG}])),
+        (ANTHROPIC, claude(tools=claude_tools({}), tool_choice={"type": "tool", "name": LONG})),
+        (ANTHROPIC, claude(output_config={"format": {"type": LONG, "schema": {}}})),
+        (CHAT, {"messages": [{"role": LONG, "content": "x"}]}),
+        (OLLAMA, {"messages": [USER], "think": LONG}),
+    ],
+)
+def test_a_bad_value_is_not_given_back_at_any_length(http, path, asked):
+    """Two of these were, in full."""
+    response = http.post(path, json={"model": "tiny"} | asked)
+    assert response.status_code == 400
+    assert len(message(path, response)) < 300
+
+
 def test_what_is_just_within_the_limits_is_answered(http, system, says):
     system.scripts[m.Chat] = says("ok")
     biases = {str(token): 1 for token in range(1024)}

@@ -140,7 +140,8 @@ def test_every_event_of_a_stream_is_as_the_document_says(http, path):
     if media == "text/event-stream":
         lines = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
     items = [msgspec.json.decode(line) for line in lines if line != "[DONE]"]
-    check = validator(told(path, "post", 200, media))
+    schema = told(path, "post", 200, media)
+    check = validator(schema["properties"]["data"]["contentSchema"] if media == "text/event-stream" else schema)
     assert len(items) > 1
     for item in items:
         check.validate(item)

@@ -15,7 +15,9 @@ def run(*command):
     return done
 
 
-@pytest.mark.parametrize(("name", "cases"), [("frames", 3000), ("headers", 1500), ("gguf", 1000), ("configs", 300)])
+@pytest.mark.parametrize(
+    ("name", "cases"), [("frames", 3000), ("headers", 1500), ("gguf", 1000), ("configs", 300), ("bodies", 5000)]
+)
 def test_broken_input_is_answered_as_documented(name, cases):
     done = run(f"{name}.py", "--cases", str(cases), "--seed", "20")
     assert done.returncode == 0, done.stdout
@@ -43,3 +45,11 @@ def test_a_case_that_goes_wrong_is_a_crash(body, told):
 def test_a_case_can_be_run_again():
     code = "import mutate; print(mutate.Mutator((1, 5)).structure({'a': [1, 'b', {'c': 2.5}]}))"
     assert run("-c", code).stdout == run("-c", code).stdout
+
+
+@pytest.mark.timeout(240)
+def test_a_server_answers_what_its_document_says():
+    done = run("api.py", "--cases", "200", "--seed", "20")
+    assert done.returncode == 0, done.stdout
+    assert "api: 0 kinds of failures" in done.stdout
+    assert "200: " in done.stdout
