@@ -61,7 +61,8 @@ def read_recipe(path: Path, default: Pooling) -> Recipe:
             case "Transformer":
                 pass
             case "Pooling":
-                pooling = _pooling(path / Path(module.path).name / "config.json")
+                # Of a folder beside it alone: ".." is a name too.
+                pooling = _pooling(path / Path(module.path).name.lstrip(".") / "config.json")
             case "Normalize":
                 normalize = True
             case other:

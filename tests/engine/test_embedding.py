@@ -367,6 +367,14 @@ def test_steps_that_are_not_known_are_refused_and_not_skipped(tmp_path, mode, ex
         read_recipe(sentence_files(tmp_path, mode, extra=extra), "mean")
 
 
+def test_a_step_can_not_name_a_folder_outside_of_the_model(tmp_path):
+    folder = sentence_files(tmp_path / "model", {"pooling_mode_mean_tokens": True})
+    (tmp_path / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    (folder / "modules.json").write_text(json.dumps([{"path": "..", "type": "Pooling"}]))
+    with pytest.raises(LoadFailed, match="asks for no pooling"):
+        read_recipe(folder, "mean")
+
+
 def test_without_files_the_default_counts_and_broken_ones_are_named(tmp_path):
     assert read_recipe(tmp_path, "last") == Recipe("last")
     (tmp_path / "modules.json").write_text("{")
