@@ -1,7 +1,8 @@
 """A scriptable engine without MLX, for tests of everything around it and for measuring the front end.
 
 Its switches stand in the model's source: ``fake:load_s=0.2,hold=64MiB,tokens_per_s=50,crash_at=5``. What it is asked
-decides too: with tools, ``call NAME {"a": 1}`` calls NAME; what stands before a ``|`` in the answer is reasoning.
+decides too: with tools, ``call NAME {"a": 1}`` calls NAME; what stands before a ``|`` in the answer is reasoning;
+``hang`` and ``raise MemoryError`` do that after one token.
 """
 
 import os
@@ -83,6 +84,7 @@ class _Request:
     sent: int = 0
     cancelled: bool = False
     ready_at: float = 0.0
+    fault: str = ""
 
     def cut(self, room: int) -> None:
         if room < self.limit:
@@ -128,6 +130,8 @@ class FakeEngine:
         if prompt_tokens >= switches.context:
             raise ContextTooLong(f"the prompt has {prompt_tokens} tokens, the context {switches.context}")
         answer = _answer(request, switches, said, prompt_tokens)
+        if said in _FAULTS:
+            answer.fault, answer.limit = said, max(2, answer.limit)
         room = switches.context - prompt_tokens
         answer.cut(min(request.max_tokens or room, room))
         return answer
@@ -153,6 +157,8 @@ class FakeEngine:
         for request_id, request in list(self._open.items()):
             if request_id in prefilling:
                 continue
+            if request.fault and request.sent == 1:
+                _FAULTS[request.fault]()
             if not request.cancelled and request.sent < request.limit:
                 self._one_token()
                 _say(step, request_id, request)
@@ -185,9 +191,20 @@ class FakeEngine:
         if self._tokens == switches.crash_at:
             os.kill(os.getpid(), switches.crash_signal)
         if self._tokens == switches.raise_at:
-            raise MemoryError("the fake model ran out of memory")
+            _run_out()
         if self._tokens == switches.hang_at:
-            time.sleep(3600)
+            _hang()
+
+
+def _run_out() -> None:
+    raise MemoryError("the fake model ran out of memory")
+
+
+def _hang() -> None:
+    time.sleep(3600)
+
+
+_FAULTS = {"hang": _hang, "raise MemoryError": _run_out}
 
 
 def _answer(request: ChatRequest, switches: Switches, said: str, prompt_tokens: int) -> _Request:

@@ -1,76 +1,88 @@
-"""A ``plimsoll serve`` process for benchmarks: its URL, its processes, their memory and CPU time."""
+"""A ``plimsoll serve`` process on a free port, for benchmarks that treat it roughly."""
 
 import contextlib
+import http.client
 import json
 import re
 import subprocess
 import sys
-import time
-import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 import psutil
 
-QUIET: dict[str, Any] = {"server": {"port": 0}, "logging": {"file": "none", "blackbox": "none"}}
-
 
 class Served:
-    """A server of its own on a free port. ``start_s`` is from its start to the first 200 of /health."""
+    """The server with ``settings`` over its defaults; its log and black box are in ``folder``."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], cores: set[int] | None = None) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], *arguments: str) -> None:
         path = folder / "bench.yaml"
-        path.write_text(json.dumps({**QUIET, **settings}))  # JSON is YAML
-        started = time.monotonic()
-        self.process = psutil.Popen(
-            [sys.executable, "-m", "plimsoll", "serve", "--config", str(path)],
+        logging = {"file": str(folder / "plimsoll.log"), "blackbox": str(folder / "blackbox.sqlite")}
+        server = {**settings.get("server", {}), "port": 0}
+        path.write_text(json.dumps({"logging": logging, **settings, "server": server}))  # JSON is YAML
+        self.log = folder / "plimsoll.log"
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments, "-m", "plimsoll", "serve", "--config", path],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        assert self.process.stdout
         found = re.search(r"http://([\d.]+):(\d+)", self.process.stdout.readline())
-        if found is None:
-            self.process.kill()
-            raise RuntimeError("the server did not start")
-        self.url, self.host, self.port = found[0], found[1], int(found[2])
-        self.get("/health")
-        self.start_s = time.monotonic() - started
-        if cores:
-            for thread in self.process.threads():
-                psutil.Process(thread.id).cpu_affinity(list(cores))
+        assert found, "the server did not start"
+        self._address = found[1], int(found[2])
+        self.front = psutil.Process(self.process.pid)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
 
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=60) as response:
-            return json.load(response)
+    @contextlib.contextmanager
+    def request(
+        self, method: str, path: str, body: Any = None, *, timeout_s: float = 30.0
+    ) -> Iterator[http.client.HTTPResponse]:
+        """One request on a connection of its own; ``timeout_s`` is the longest silence."""
+        connection = http.client.HTTPConnection(*self._address, timeout=timeout_s)
+        try:
+            data = None if body is None else json.dumps(body)
+            connection.request(method, path, data, {"Content-Type": "application/json", "Connection": "close"})
+            with connection.getresponse() as response:
+                yield response
+        finally:
+            connection.close()
 
-    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(self.url + path, json.dumps(body or {}).encode(), method="POST")
-        with urllib.request.urlopen(request, timeout=300) as response:
-            return json.load(response)
+    def models(self) -> list[dict[str, Any]]:
+        """The living models, as /admin/models has them."""
+        return list(self._json("/admin/models")["models"])
 
-    def worker(self, model: str) -> psutil.Process:
-        return psutil.Process(next(one["pid"] for one in self.get("/admin/models")["models"] if one["name"] == model))
+    def health(self) -> dict[str, Any]:
+        return self._json("/health")
 
-    def cpu_s(self) -> float:
-        """CPU time of the front alone."""
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+    def unload(self, model: str) -> None:
+        with self.request("POST", f"/admin/models/{model}/unload", {"grace_s": 0}) as response:
+            response.read()
 
-    def rss_mb(self) -> float:
-        """Resident memory of the front alone."""
-        return float(self.process.memory_info().rss) / 1e6
+    def workers(self) -> list[psutil.Process]:
+        """The front's children that still run."""
+        children = self.front.children(recursive=True)
+        return [one for one in children if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
-    def rss_all_mb(self) -> float:
-        """Resident memory of the front and all workers."""
-        return self.rss_mb() + sum(child.memory_info().rss for child in self.process.children(recursive=True)) / 1e6
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        self.process.terminate()
+        return self.process.wait(60)
 
-    def close(self) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self.process.terminate()
-        self.process.wait(60)
+    def _json(self, path: str) -> dict[str, Any]:
+        with self.request("GET", path) as response:
+            found: dict[str, Any] = json.load(response)
+            return found

@@ -71,3 +71,11 @@ def test_a_raw_prompt_is_echoed():
 def test_it_gives_no_embeddings():
     with pytest.raises(BadRequest):
         FakeEngine("").prepare(EmbedRequest(["x"]))
+
+
+def test_it_runs_out_of_memory_after_a_token_when_told_to():
+    engine = FakeEngine("")
+    engine.submit("a", engine.prepare(ChatRequest([{"role": "user", "content": "raise MemoryError"}])))
+    assert engine.step()[0].texts == [("a", "raise", 1)]
+    with pytest.raises(MemoryError):
+        engine.step()

@@ -1,0 +1,23 @@
+"""The short form of the run with random faults; the long one is started by hand."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "ops" / "bench" / "faults.py"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads footprints in /proc")
+@pytest.mark.parametrize("seed", [7])
+def test_random_faults_under_load_break_no_promise(seed: int) -> None:
+    done = subprocess.run(
+        [sys.executable, BENCH, "--faults", "12", "--minutes", "0.3", "--streams", "6", "--seed", str(seed)],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every promise was kept" in done.stdout
