@@ -20,6 +20,7 @@ PlimsollError
 │   │   └── NeverFits     507   not on this machine, whatever is unloaded
 │   └── ShuttingDown
 └── InternalError         500
+    └── ServerFailed          the server can't serve any more and ends, to be started again
 """
 
 from typing import Any, ClassVar
@@ -142,4 +143,8 @@ class ShuttingDown(Unavailable):
 
 
 class InternalError(PlimsollError):
+    pass
+
+
+class ServerFailed(InternalError):
     pass

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from plimsoll.actors import messages as m
 from plimsoll.actors.cleanup import CleanUp
 from plimsoll.actors.departures import Departures
+from plimsoll.actors.keeper import SILENT_S
 from plimsoll.errors import PlimsollError, Unavailable
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
@@ -23,6 +24,8 @@ from plimsoll.memory.report import never_fits, no_room, out_of_memory
 from plimsoll.memory.sample import Level, Sample
 
 _BLIND_AFTER = 3
+# An older sample decides nothing any more.
+_STALE_S = 2.0
 # Under this many seconds to critical no load is granted, and none waits longer for that to pass; nothing is
 # unloaded for a forecast.
 _FORECAST_S = 10.0
@@ -76,6 +79,7 @@ class Admission:
         self.sample: Sample | None = None
         self.sampled_at = clock()
         self._missed = 0
+        self._silent_s = 0.0
         self._seconds_to_critical: float | None = None
         self._load_seen_at = -1e9
         self._cleanup: CleanUp | None = None
@@ -92,6 +96,7 @@ class Admission:
 
     def on_sample(self, sample: Sample | None, level: Level, seconds_to_critical: float | None) -> None:
         """A new sample, or None for one that failed."""
+        self._silent_s = 0.0
         self.level = level
         if sample is None:
             self._missed += 1
@@ -106,6 +111,12 @@ class Admission:
         if level == Level.WARNING and self.sampled_at - self._cleaned_at > _CLEAN_AGAIN_S:
             self._clean_if_any("high memory use")
         self.step()
+
+    def on_silence(self, seconds: float) -> None:
+        """For how long the Watchdog has said nothing: loads wait for its next word, and are refused without one."""
+        self._silent_s = seconds
+        if self.blind:
+            self.step()
 
     def on_level(self, level: Level, sample: Sample) -> None:
         """The level has changed."""
@@ -172,7 +183,7 @@ class Admission:
     def start_cleanup(self, *, aggressive: bool, reason: str, reply: m.Reply | None = None) -> None:
         """Begin one, or join the running one if that does at least as much."""
         if self.sample is None:
-            if reply:
+            if reply is not None:  # an empty inbox is false
                 reply.send(m.Failed(Unavailable("memory has not been read yet; try again in a second")))
             return
         running = self._cleanup
@@ -190,7 +201,7 @@ class Admission:
                     if seat.leaving:
                         # It may have been given hours to finish: from now on it has the grace that all have.
                         self._ask_to_leave(seat, reason, grace_s=self._critical_grace_s)
-        if reply and self._cleanup:
+        if reply is not None and self._cleanup:
             self._cleanup.replies.append(reply)
 
     def _clean_if_any(self, reason: str) -> None:
@@ -243,7 +254,7 @@ class Admission:
     @property
     def blind(self) -> bool:
         """Whether memory has not been readable for too long."""
-        return self._missed >= _BLIND_AFTER
+        return self._missed >= _BLIND_AFTER or self._silent_s >= SILENT_S
 
     @property
     def forecast_s(self) -> float | None:
@@ -279,7 +290,7 @@ class Admission:
                 request = self._loads.popleft()
                 text = f"{request.model} is not loaded because memory can't be read; GET /health says more"
                 self._tell(request.model, m.RefuseLoad(Unavailable(text, retry_after_s=5.0)))
-        if sample is None or self.departures:
+        if sample is None or self.departures or self._silent_s > _STALE_S:
             return
         if self._cleanup and not self._advance_cleanup(self._cleanup, sample):
             return

@@ -13,6 +13,7 @@ import pykka
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.admission import Admission
+from plimsoll.actors.keeper import SILENT_S, Keeper, LookAfterWatchdog
 from plimsoll.actors.messages import LOADED, SERVING, State
 from plimsoll.actors.slot import Slot
 from plimsoll.actors.spare import Spare
@@ -28,7 +29,6 @@ from plimsoll.memory.sample import Level, Sample, Tracked
 
 log = logging.getLogger("plimsoll.memory")
 
-_STALE_SAMPLE_S = 5.0
 # Room for a pinned model whose load was refused may come without any event that would say so.
 _PIN_AGAIN_S = 30.0
 
@@ -47,7 +47,7 @@ class Supervisor(pykka.ThreadingActor):
         thresholds: Thresholds,
         journal: Journal,
         *,
-        watchdog: m.Ref,
+        keeper: Keeper,
         start_model: StartModel,
         on_external: Callable[[Sample], None],
         on_settled: Callable[[CatalogModel, bool, int], None],
@@ -60,7 +60,7 @@ class Supervisor(pykka.ThreadingActor):
         self._catalog = catalog
         self._thresholds = thresholds
         self._journal = journal
-        self._watchdog = watchdog
+        self._keeper = keeper
         self._start_model = start_model
         self._on_settled = on_settled
         self._spare = spare
@@ -90,6 +90,7 @@ class Supervisor(pykka.ThreadingActor):
             m.Cancel: self._on_cancel,
             m.StateChanged: self._on_state_changed,
             m.Sampled: self._on_sampled,
+            LookAfterWatchdog: self._on_look,
             m.LoadRequested: lambda message: self._admission.on_load_requested(message.model, message.needs),
             m.Stays: lambda message: self._admission.on_stays(message.model),
             m.RanOutOfMemory: self._on_out_of_memory,
@@ -115,7 +116,8 @@ class Supervisor(pykka.ThreadingActor):
         }
 
     def on_start(self) -> None:
-        m.tell(self._watchdog, m.Subscribe(self.actor_ref, every_sample=True))
+        self._keeper.look_later(self.actor_ref)
+        m.tell(self._keeper.watchdog, m.Subscribe(self.actor_ref, every_sample=True))
         self._load_pinned()
 
     def on_receive(self, message: Any) -> None:
@@ -125,7 +127,7 @@ class Supervisor(pykka.ThreadingActor):
         except Exception:
             # The root of the tree has nobody to restart it: one bad message must not end the server.
             log.exception("the supervisor failed on %s", type(message).__name__)
-            if reply := getattr(message, "reply", None):
+            if (reply := getattr(message, "reply", None)) is not None:
                 reply.send(m.Failed(InternalError("the server failed on this request; the log says why")))
 
     def on_stop(self) -> None:
@@ -140,7 +142,7 @@ class Supervisor(pykka.ThreadingActor):
             message = envelope.message.chat if isinstance(envelope.message, m.Handback) else envelope.message
             if envelope.reply_to is not None:
                 self.actor_inbox.put(envelope)  # pykka's own: whoever asked waits for its answer
-            elif reply := getattr(message, "reply", None):
+            elif (reply := getattr(message, "reply", None)) is not None:
                 reply.send(m.Failed(error))
 
     # ---- requests
@@ -220,7 +222,7 @@ class Supervisor(pykka.ThreadingActor):
             model = self._catalog.find(name)
             ref = self._start_model(model, self._rules(model), self.actor_ref)
             slot = self._slots[name] = Slot(ref, name, model)
-            m.tell(self._watchdog, m.Subscribe(slot.ref))
+            m.tell(self._keeper.watchdog, m.Subscribe(slot.ref))
             if name in self._pins:
                 m.tell(slot.ref, m.Pin(self._pins[name]))
         return slot
@@ -322,7 +324,18 @@ class Supervisor(pykka.ThreadingActor):
         self._admission.start_cleanup(aggressive=aggressive, reason="asked for", reply=reply)
         self._admission.step()
 
+    def _on_look(self, _: LookAfterWatchdog) -> None:
+        """A Watchdog that has died or says nothing is replaced; without one no load is granted."""
+        self._keeper.look_later(self.actor_ref)
+        if self._keeper.look(self._admission.level):
+            m.tell(self._keeper.watchdog, m.Subscribe(self.actor_ref, every_sample=True))
+            for slot in self._slots.values():
+                m.tell(self._keeper.watchdog, m.Subscribe(slot.ref))
+            m.tell(self._keeper.watchdog, self._tracked)
+        self._admission.on_silence(self._keeper.silent_s)
+
     def _on_sampled(self, message: m.Sampled) -> None:
+        self._keeper.heard()
         self._sampler_lag_s = message.sampler_lag_s
         if message.sample is not None:
             for slot in self._slots.values():
@@ -391,7 +404,7 @@ class Supervisor(pykka.ThreadingActor):
         track = m.Track(workers, hurry=loading or self._admission.hurried)
         if track != self._tracked:
             self._tracked = track
-            m.tell(self._watchdog, track)
+            m.tell(self._keeper.watchdog, track)
 
     # ---- the spare worker
 
@@ -429,7 +442,7 @@ class Supervisor(pykka.ThreadingActor):
         self._catalog, self._thresholds = message.catalog, message.thresholds
         self._queue, self._critical_grace_s = message.queue, message.critical_grace_s
         self._admission.use(message.thresholds, message.critical_grace_s)
-        m.tell(self._watchdog, m.Marks(message.thresholds, message.limit_bytes))
+        self._keeper.mark(m.Marks(message.thresholds, message.limit_bytes))
         for name, slot in self._slots.items():
             model = _known(message.catalog, name)
             if model is None or not model.loads_like(slot.model):
@@ -491,7 +504,7 @@ class Supervisor(pykka.ThreadingActor):
     def _problems(self) -> list[str]:
         problems = []
         age_s = self._clock() - self._admission.sampled_at
-        if self._admission.blind or age_s > _STALE_SAMPLE_S:
+        if self._admission.blind or age_s > SILENT_S:
             problems.append(
                 f"memory can't be read: the last reading is {age_s:.0f} s old, no model is loaded meanwhile"
             )

@@ -1,13 +1,16 @@
 """The actor system of one server: what starts in which order, and stops in reverse."""
 
+import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pykka
+
 from plimsoll.actors import messages as m
+from plimsoll.actors.keeper import Keeper
 from plimsoll.actors.model import ModelActor, ModelSettings
 from plimsoll.actors.spare import Spare
 from plimsoll.actors.supervisor import Supervisor
@@ -25,13 +28,14 @@ from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
 from plimsoll.memory.needs import Weight, ways_to_load
 from plimsoll.memory.plan import Need
-from plimsoll.memory.sample import Sample, Sampler
+from plimsoll.memory.sample import Level, Sample, Sampler
 from plimsoll.memory.sources import SystemSampler, largest_others, oom_kills
 
 log = logging.getLogger("plimsoll.memory")
 
 # A worker that ignores everything is killed within this time after its grace.
 STOP_MARGIN_S = 20.0
+_ACTOR_STOP_S = 5.0
 
 
 class ActorSystem:
@@ -49,13 +53,7 @@ class ActorSystem:
         # As at the start. What may change while it runs is the Supervisor's, and comes with its calls.
         self._config = config
         self._catalog = catalog
-        self._sampler: Sampler
-        if sampler is None:
-            limit = config.memory.limit
-            self._sampler = system = SystemSampler(limit_bytes=None if limit is None else int(limit))
-            self._set_limit: Callable[[int | None], object] = system.set_limit
-        else:
-            self._sampler, self._set_limit = sampler, lambda _limit_bytes: None
+        self._sampler = sampler
         self.journal = journal or Journal()
         self._footprints = dict(footprints or {})
         # For the few things that look at a disk or at every process: no actor waits for them.
@@ -63,7 +61,7 @@ class ActorSystem:
         self._timers: ThreadTimers | None = None
         self._environment: dict[str, str] = {}
         self.supervisor: m.Ref
-        self.watchdog: m.Ref
+        self._keeper: Keeper
 
     def start(self) -> None:
         """Start everything; pinned models begin to load."""
@@ -71,12 +69,13 @@ class ActorSystem:
         thresholds = thresholds_of(memory)
         self._timers = ThreadTimers()
         self._environment = worker_environment(self._config.engine.blas, default_cache_dir(self._config))
-        self.watchdog = Watchdog.start(self._sampler, thresholds, self.journal, self._set_limit)
+        limit = None if memory.limit is None else int(memory.limit)
+        self._keeper = Keeper(self._start_watchdog, m.Marks(thresholds, limit), self._timers, self.journal)
         self.supervisor = Supervisor.start(
             self._catalog,
             thresholds,
             self.journal,
-            watchdog=self.watchdog,
+            keeper=self._keeper,
             start_model=self._start_model,
             on_external=lambda sample: self._background.submit(self._note_external, sample),
             on_settled=self._on_settled,
@@ -91,8 +90,9 @@ class ActorSystem:
         stopped = _Stopped()
         if m.tell(self.supervisor, m.StopAll(grace_s, stopped)):
             stopped.wait(grace_s + STOP_MARGIN_S)
-        self.supervisor.stop()
-        self.watchdog.stop()
+        for ref in (self.supervisor, self._keeper.watchdog):
+            with contextlib.suppress(pykka.Timeout):  # one that hangs ends with the process
+                ref.stop(timeout=_ACTOR_STOP_S)
         if self._timers:
             self._timers.close()
         self._background.shutdown(wait=False, cancel_futures=True)
@@ -117,6 +117,13 @@ class ActorSystem:
             kv_budget_bytes=None if engine.kv_budget is None else int(engine.kv_budget),
             measured=measured,
         )
+
+    def _start_watchdog(self, marks: m.Marks, level: Level) -> m.Ref:
+        if self._sampler:
+            return Watchdog.start(self._sampler, marks.thresholds, self.journal, level=level)
+        # A sampler of its own: the former one may be held by a thread that is stuck in it.
+        sampler = SystemSampler(limit_bytes=marks.limit_bytes)
+        return Watchdog.start(sampler, marks.thresholds, self.journal, sampler.set_limit, level)
 
     def _start_model(self, model: CatalogModel, rules: m.Rules, supervisor: m.Ref) -> m.Ref:
         engine = self._config.engine

@@ -3,6 +3,7 @@
 import contextlib
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from plimsoll.actors.messages import Ref
 
 # A lock can't wait for centuries: trying to would end the thread, and with it every timer there is.
 _LONGEST_WAIT_S = 86400.0
+
+log = logging.getLogger("plimsoll.memory")
 
 
 class Timer:
@@ -84,4 +87,8 @@ class ThreadTimers:
                     self._changed.wait(None if wait_s is None else min(wait_s, _LONGEST_WAIT_S))
                     continue
                 _, _, timer = heapq.heappop(self._due)
-            timer.fire()
+            try:
+                timer.fire()
+            except Exception:
+                # Without this thread no time would pass for any actor.
+                log.exception("a timer could not be told")

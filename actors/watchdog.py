@@ -44,15 +44,19 @@ class Watchdog(pykka.ThreadingActor):
         thresholds: Thresholds,
         journal: Journal,
         set_limit: Callable[[int | None], object] = lambda _limit_bytes: None,
+        level: Level = Level.NORMAL,
     ) -> None:
-        """``set_limit`` has the sampler hold footprints against another limit, or none."""
+        """``set_limit`` has the sampler hold footprints against another limit, or none.
+
+        ``level`` is what memory is taken to be at, until samples say otherwise.
+        """
         super().__init__()
         self._set_limit = set_limit
         self._journal = journal
         self._history = History()
         self._sampler = sampler
         self._thresholds = thresholds
-        self._state = LevelState()
+        self._state = LevelState(level, level)
         self._failing = False
         self._readers = readers.ReadersState()
         self._latest: Sample | None = None

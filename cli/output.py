@@ -7,13 +7,14 @@ from typing import Any
 import typer
 
 from plimsoll.cli.client import Unauthorised, Unreachable
-from plimsoll.errors import PlimsollError
+from plimsoll.errors import PlimsollError, ServerFailed
 
 # Beside 0: it worked, or the answer is yes; and 130: Ctrl-C.
 NO = 1  # it failed, was refused, or the answer is no
 WRONG_USAGE = 2  # typer's own
 NO_SERVER = 3
 UNAUTHORISED = 4
+FAILED = 70  # the server failed inside and should be started again; EX_SOFTWARE of sysexits.h
 
 _HOUR_S = 3600
 _MINUTE_S = 60
@@ -23,6 +24,8 @@ def exit_code(error: PlimsollError) -> int:
     """What a program that ran the command learns of ``error``."""
     if isinstance(error, Unauthorised):
         return UNAUTHORISED
+    if isinstance(error, ServerFailed):
+        return FAILED
     return NO_SERVER if isinstance(error, Unreachable) else NO
 
 

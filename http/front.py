@@ -50,6 +50,7 @@ class Front:
         self.started_s = time.monotonic()
         self.created = int(time.time())
         self.stopping = False
+        self.failure = ""
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()

@@ -23,7 +23,8 @@ from plimsoll import __version__
 from plimsoll.actors.system import ActorSystem
 from plimsoll.catalog import BUILTIN, Catalog
 from plimsoll.config import Config
-from plimsoll.errors import ConfigError
+from plimsoll.errors import ConfigError, ServerFailed
+from plimsoll.http import guard
 from plimsoll.http.app import build
 from plimsoll.http.connection import Connection
 from plimsoll.http.front import App, Front
@@ -46,7 +47,10 @@ _LAST_WORDS_S = 1.0
 
 
 def serve(config: Config, catalog: Catalog, sock: socket.socket, read: ReadConfig | None = None) -> None:
-    """Serve on ``sock`` (from ``bind``) until SIGTERM or SIGINT; SIGHUP asks ``read`` for the configuration again."""
+    """Serve on ``sock`` (from ``bind``) until SIGTERM or SIGINT; SIGHUP asks ``read`` for the configuration again.
+
+    Raises ``ServerFailed`` when it can't go on.
+    """
     allow_open_files(config.limits.connections)
     blackbox = _open_blackbox(config)
     journal = Journal(config.logging.language, blackbox)
@@ -62,8 +66,8 @@ def serve(config: Config, catalog: Catalog, sock: socket.socket, read: ReadConfi
         with asyncio.Runner(loop_factory=new_loop) as runner:
             front: Front = app.ctx.front
             runner.run(run(app, sock, lambda stop: on_signals(app, stop, on_exit), lambda: _announce(front, sock)))
-        journal.record(events.ServerStopped("asked to stop"))
-        how = "stopped"
+        how = front.failure or "stopped"
+        journal.record(events.ServerStopped(front.failure or "asked to stop"))
     except BaseException as error:
         how = f"{type(error).__name__}: {error}"
         raise
@@ -71,6 +75,8 @@ def serve(config: Config, catalog: Catalog, sock: socket.socket, read: ReadConfi
         Sanic.unregister_app(app)
         if blackbox:
             blackbox.close(how)
+    if front.failure:
+        raise ServerFailed(f"{front.failure}, so the server has ended; start it again")
 
 
 def _open_blackbox(config: Config) -> BlackBox | None:
@@ -153,7 +159,9 @@ async def run(
         await server
         await server.after_start()
         on_serving()
+        watch = asyncio.create_task(_end_when_failed(front, stop))
         await stop.wait()
+        watch.cancel()
         front.stopping = True
         _log.info(
             "stopping: running answers have %g s; a second signal ends them at once", front.config.server.shutdown_grace
@@ -166,6 +174,14 @@ async def run(
         await server.after_stop()
         await _close(server, connections)
     _log.info("stopped")
+
+
+async def _end_when_failed(front: Front, stop: asyncio.Event) -> None:
+    """A server without its Supervisor serves nobody: it ends, so that whoever keeps it running starts it again."""
+    front.failure = await guard.until_failed(front, guard.LOOK_S)
+    _log.critical("%s: the server ends with exit code 70, to be started again", front.failure)
+    front.stopping = True
+    stop.set()
 
 
 async def _close(server: Any, connections: set[Any]) -> None:

@@ -111,6 +111,15 @@ class ReadersFailed(Event, frozen=True):
     reason: str = ""
 
 
+class WatchdogRestarted(Event, frozen=True):
+    """Memory was not watched for ``silent_s`` seconds: the Watchdog was ``dead``, or else said nothing."""
+
+    _severity = logging.ERROR
+
+    dead: bool
+    silent_s: float
+
+
 class ReadersRecovered(Event, frozen=True):
     pass
 
@@ -284,6 +293,7 @@ AnyEvent = (
     | ExternalPressure
     | ReadersFailed
     | ReadersRecovered
+    | WatchdogRestarted
     | LoadStarted
     | ModelLoaded
     | LoadFailed

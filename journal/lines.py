@@ -78,5 +78,6 @@ _VARIANTS: dict[type[e.Event], Callable[[Any], str]] = {
     e.CleanupDone: lambda event: "some" if event.unloaded else "none",
     e.ReadersFailed: lambda event: "some" if event.names else "all",
     e.ConfigReloaded: lambda event: "some" if event.changed or event.needs_restart else "none",
+    e.WatchdogRestarted: lambda event: "dead" if event.dead else "silent",
     e.LastRun: lambda event: "clean" if event.clean else "killed",
 }

@@ -18,6 +18,13 @@ ENGLISH = {
     "readers_failed.all": "memory can't be read: {e.reason}; no model is loaded until it can",
     "readers_failed.some": "memory can't be read in full: {e.names:names} failed; sampling goes on",
     "readers_recovered": "memory is read in full again",
+    "watchdog_restarted.dead": (
+        "🚨 the watchdog of memory has died: a new one is started; loads waited {e.silent_s:.0f} s meanwhile"
+    ),
+    "watchdog_restarted.silent": (
+        "🚨 the watchdog of memory has said nothing for {e.silent_s:.0f} s: a new one is started;"
+        " loads waited meanwhile"
+    ),
     "load_started": (
         "loading {e.model}: it needs {e.required_bytes:size} of memory, {e.reserved_bytes:size} are reserved for loads"
     ),

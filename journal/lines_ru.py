@@ -28,6 +28,12 @@ RUSSIAN = {
     "readers_failed.all": "Не удаётся прочитать память: {e.reason}; до тех пор модели не загружаются",
     "readers_failed.some": "Не вся память читается: отказали {e.names:names}; измерения продолжаются",
     "readers_recovered": "Вся память снова читается",
+    "watchdog_restarted.dead": (
+        "🚨 Сторож памяти остановился: память не измерялась {e.silent_s:.0f} с, запускается новый; загрузки ждали"
+    ),
+    "watchdog_restarted.silent": (
+        "🚨 Сторож памяти молчит {e.silent_s:.0f} с: запускается новый, чтобы память снова измерялась; загрузки ждали"
+    ),
     "load_started": (
         "Загрузка модели {e.model} в память: нужно {e.required_bytes:size},"
         " под загрузки отведено {e.reserved_bytes:size}"

@@ -141,7 +141,7 @@ class Boss:
             self.models,
             Thresholds(),
             self.models.journal,
-            watchdog=stage.start(fakes.Mailbox),
+            keeper=fakes.NoKeeper(stage),
             start_model=self.models.start,
             on_external=lambda _sample: None,
             on_settled=lambda _name, _dense, _held: None,

@@ -109,7 +109,7 @@ class TestCounting:
             models,
             Thresholds(),
             models.journal,
-            watchdog=stage.start(fakes.Mailbox),
+            keeper=fakes.NoKeeper(stage),
             start_model=models.start,
             on_external=lambda _sample: None,
             on_settled=lambda _name, _dense, _held: None,

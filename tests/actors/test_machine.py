@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.keeper import Keeper
 from plimsoll.actors.spare import Spare
 from plimsoll.actors.supervisor import Supervisor
 from plimsoll.actors.watchdog import Watchdog, _Taken
@@ -113,13 +114,13 @@ class Machine(RuleBasedStateMachine):
         self.stopping_at: float | None = None
 
         WatchedSupervisor.watch = self
-        self.watchdog = self.stage.start(SilentWatchdog, self.host.sample, THRESHOLDS, self.models.journal)
+        self.keeper = Keeper(self.start_watchdog, m.Marks(THRESHOLDS, None), self.stage, self.models.journal)
         self.supervisor = self.stage.start(
             WatchedSupervisor,
             self.models,
             THRESHOLDS,
             self.models.journal,
-            watchdog=self.watchdog,
+            keeper=self.keeper,
             start_model=self.models.start,
             on_external=lambda _sample: None,
             on_settled=lambda _name, _dense, _held: None,
@@ -132,6 +133,13 @@ class Machine(RuleBasedStateMachine):
         self.settle(0)
         self.sample()
         self.settle(0)
+
+    def start_watchdog(self, marks: m.Marks, level: Level) -> m.Ref:
+        return self.stage.start(SilentWatchdog, self.host.sample, marks.thresholds, self.models.journal, level=level)
+
+    @property
+    def watchdog(self) -> m.Ref:
+        return self.keeper.watchdog
 
     # ---- what is watched
 
@@ -209,6 +217,8 @@ class Machine(RuleBasedStateMachine):
         self.pending.clear()
 
     def sample(self) -> None:
+        if not self.watchdog.is_alive():
+            return
         actor = self.stage.actor(self.watchdog)
         self.at_sample = {worker.pid: worker.bytes for worker in self.host.alive}
         self.watchdog.tell(_Taken(self.host.sample(actor._tracked)))
@@ -336,7 +346,7 @@ class Machine(RuleBasedStateMachine):
     @rule(order=orders)
     def memory_can_not_be_read(self, order: int) -> None:
         for _ in range(3):
-            self.watchdog.tell(_Taken(None, "no /proc here"))
+            m.tell(self.watchdog, _Taken(None, "no /proc here"))
         self.settle(order)
 
     # ---- admins
@@ -383,6 +393,11 @@ class Machine(RuleBasedStateMachine):
     @rule(order=orders)
     def the_supervisor_fails(self, order: int) -> None:
         m.tell(self.supervisor, self.fakes.Bug())
+        self.settle(order)
+
+    @rule(order=orders)
+    def the_watchdog_fails(self, order: int) -> None:
+        self.watchdog.stop(block=False)
         self.settle(order)
 
     # ---- what must hold

@@ -25,6 +25,7 @@ from plimsoll import config as configuration
 from plimsoll.actors import messages as m
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import UnknownModel
+from plimsoll.http import guard
 from plimsoll.http.app import build
 from plimsoll.http.server import bind, new_loop, run
 from plimsoll.journal.journal import Journal
@@ -167,6 +168,12 @@ class RunningServer:
 def _no_actor_is_left() -> Iterator[None]:
     yield
     pykka.ActorRegistry.stop_all(block=True, timeout=DEADLINE_S)
+
+
+@pytest.fixture(autouse=True)
+def _nobody_guards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose scripted supervisor is dead or silent goes on, for the test to look at."""
+    monkeypatch.setattr(guard, "LOOK_S", 3600.0)
 
 
 @pytest.fixture
