@@ -240,7 +240,7 @@ class RefuseLoad(Message, frozen=True):
 
 
 class Unload(Message, frozen=True):
-    """Leave. ``if_idle`` leaves a model alone that has become busy since the decision.
+    """Leave. ``if_idle`` leaves a model alone that has become busy or pinned since the decision.
 
     Running answers get ``grace_s`` to finish and end with ``error`` if they don't; so do waiting requests, unless
     ``hand_back`` says that the model's next life serves them.
@@ -342,7 +342,7 @@ class LoadRequested(Message, frozen=True):
 
 
 class Stays(Message, frozen=True):
-    """It was asked to leave if idle, but is busy."""
+    """It was asked to leave if idle, but is busy or pinned."""
 
     model: str
 

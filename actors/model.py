@@ -381,7 +381,8 @@ class ModelActor(pykka.ThreadingActor):
     # ---- leaving
 
     def _on_unload(self, message: m.Unload) -> None:
-        if message.if_idle and (self._requests.running or self._requests.waiting):
+        # It may have been pinned since the decision, too.
+        if message.if_idle and (self._requests.running or self._requests.waiting or self._pinned):
             m.tell(self._supervisor, m.Stays(self._name))
             return
         if message.hand_back:
@@ -443,6 +444,8 @@ class ModelActor(pykka.ThreadingActor):
     def _on_pin(self, message: m.Pin) -> None:
         self._pinned = message.pinned
         self._arm_idle_check_again()
+        if message.pinned and self._state == State.FAILED:
+            self._request_load()  # nobody set a timer for that while it was not pinned
 
     def _on_rules(self, message: m.Rules) -> None:
         """What the file says newly goes before what was set while it ran; where it says the same, that stays."""

@@ -1,6 +1,7 @@
 """What the page and the metrics show of living models: pins set at run time, tokens per second, failing readers."""
 
 import msgspec
+import pykka
 import pytest
 
 from plimsoll.actors import messages as m
@@ -72,6 +73,27 @@ def test_a_pinned_model_is_not_evicted_by_a_clean_up(server):
     pinned(system, "a", True)
     report = system.tell(m.CleanUpModels).next(m.CleanupReport)
     assert report.unloaded == ["b"], "a is pinned, c was used last"
+
+
+def test_a_model_that_was_pinned_after_it_was_chosen_for_eviction_stays(server):
+    system = server({"a": "fake:"})
+    load(system, "a")
+    actor = next(ref for ref in pykka.ActorRegistry.get_by_class_name("ModelActor"))
+    actor.tell(m.Pin(True))
+    actor.tell(m.Unload("to make room for b", if_idle=True))
+    system.until(lambda: system.model("a").pinned, "the actor knows")
+    assert system.chat("a").ending().reason == "stop"
+    assert system.model("a").state in {State.READY, State.BUSY}
+
+
+def test_a_pin_tries_a_model_again_that_had_failed(server):
+    system = server({"a": "fake:fail_load=no such file"})
+    failed = system.tell(lambda reply: m.LoadModel("a", reply)).next(m.Failed)
+    assert "no such file" in failed.error.message
+    system.until_state("a", State.FAILED)
+    pinned(system, "a", True)
+    system.until_state("a", State.LOADING)
+    system.until_state("a", State.FAILED)
 
 
 def test_an_unknown_model_can_not_be_pinned(server):

@@ -41,6 +41,8 @@ NEEDS = {
     "huge": (Need(weights_bytes=200 * GIB),),
 }
 SETTINGS = {"pinned": {"pin": True}, "fleeting": {"idle_ttl_s": 20.0}, "small": {"hang_after_s": 30.0}}
+# They fit side by side, so that in the end all that are pinned are loaded.
+PINNABLE = ("pinned", "fleeting", "small")
 
 names = st.sampled_from(list(NEEDS))
 picks = st.integers(0, 7)
@@ -110,6 +112,7 @@ class Machine(RuleBasedStateMachine):
         self.hung: set[int] = set()
         # Grants that have no worker yet; a worker carries its own.
         self.pending: dict[str, int] = {}
+        self.pins = {"pinned": True}
         self.at_sample: dict[int, int] = {}
         self.stopping_at: float | None = None
 
@@ -170,12 +173,13 @@ class Machine(RuleBasedStateMachine):
                 self.evicted.discard(event.model)
 
     def on_told(self, worker: Any, how: str) -> None:
-        """A worker is told to stop; a busy or a pinned one only for a reason."""
+        """A worker is told to stop; a busy one, or one whose actor knows that it is pinned, only for a reason."""
         name, now = worker.name, self.stage.time
         if worker.told or worker.poisoned or worker.pid in self.hung or isinstance(self.stage.handling, self.fakes.Bug):
             return
         busy = bool(worker.open)
-        if not busy and name != "pinned":
+        pinned = any(actor._pinned for actor in self.stage.actors if getattr(actor, "_name", "") == name)
+        if not (busy or pinned):
             return
         reasons = [self.may_stop[name]] if name in self.may_stop else []
         reasons += [at for model, at, answer in self.unloads if model == name and not answer.ended]
@@ -377,6 +381,16 @@ class Machine(RuleBasedStateMachine):
             order if rest else None,
         )
 
+    @rule(name=st.sampled_from(PINNABLE), pinned=st.booleans(), order=orders, rest=at_rest)
+    def a_pin_is_asked_for(self, name: str, pinned: bool, order: int, rest: bool) -> None:
+        self.pins[name] = pinned
+        self.tell(
+            lambda answer: m.PinModel(name, pinned, answer),
+            f"PinModel({name}, {pinned=})",
+            (m.ModelStatus, m.Failed),
+            order if rest else None,
+        )
+
     @rule(clean_up=st.booleans(), order=orders)
     def the_health_is_asked_for(self, clean_up: bool, order: int) -> None:
         answer = self.tell(lambda answer: m.GetStatus(answer, clean_up), "GetStatus", (m.Status,), order)
@@ -456,7 +470,9 @@ class Machine(RuleBasedStateMachine):
             assert answer.ended, f"{answer.what} was forgotten: {answer.items}"
         status = self.tell(m.GetStatus, "GetStatus", (m.Status,), 0).ending
         assert status.admission == "open"
-        assert next(one for one in status.models if one.name == "pinned").state == m.State.READY
+        pinned = {name for name, is_pinned in self.pins.items() if is_pinned}
+        assert status.pinned == pinned
+        assert {one.name for one in status.models if one.pinned and one.state == m.State.READY} == pinned
         self.someone_chats("small", 0, rest=True)
         for _ in range(10):
             self.be_good()
