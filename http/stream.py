@@ -15,6 +15,8 @@ from plimsoll.engine.protocol import Request
 from plimsoll.errors import Unavailable
 from plimsoll.http.recorder import Record
 
+# A client that was slow gets what waited for it in portions: each is written before the next is made.
+_PORTION = 256
 # How often a waiting request looks whether the supervisor is still there to answer it.
 _ALIVE_CHECK_S = 5.0
 
@@ -44,16 +46,17 @@ class Inbox:
                 self._loop.call_soon_threadsafe(self._wake)
 
     async def next_batch(self, timeout_s: float | None = None) -> list[Any]:
-        """Everything that has come since the last call, in order; an empty list after ``timeout_s`` of silence."""
+        """What has come since the last call, in order and up to 256; an empty list after ``timeout_s`` of silence."""
         self._waiting = True
         if not self._items:
             await self._wait(timeout_s)
         self._waiting = False
-        return self.take()
+        return self.take(_PORTION)
 
-    def take(self) -> list[Any]:
-        """What is there now, without waiting."""
-        return [self._items.popleft() for _ in range(len(self._items))]
+    def take(self, most: int | None = None) -> list[Any]:
+        """What is there now, without waiting; not more than ``most``."""
+        count = len(self._items)
+        return [self._items.popleft() for _ in range(count if most is None else min(count, most))]
 
     def __len__(self) -> int:
         """How many items nobody has taken yet."""
