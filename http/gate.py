@@ -7,7 +7,7 @@ from sanic import HTTPResponse
 from sanic.response import BaseHTTPResponse
 
 from plimsoll.config import Config
-from plimsoll.errors import BadRequest, Forbidden, HeadersTooLarge, TooManyRequests, Unauthorized
+from plimsoll.errors import BadRequest, ConfigError, Forbidden, HeadersTooLarge, TooManyRequests, Unauthorized
 from plimsoll.http.access import host_allowed, is_loopback, origin_allowed, role_needed
 from plimsoll.http.front import AnyRequest
 from plimsoll.http.keys import EVERYBODY, Caller, Keys, presented_keys, read_keys
@@ -22,6 +22,7 @@ class Gate:
     def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: dict[str, Bucket] = {}
+        self._address = config.server.host
         self._bound = frozenset({config.server.host.lower()})
         self.use(config, read_keys(config.access.keys))
 
@@ -34,7 +35,17 @@ class Gate:
 
     def bound_to(self, address: str) -> None:
         """The socket's own address, which clients may name, too."""
+        self._address = address
         self._bound |= {address}
+
+    def refuse_opening(self, keys: Keys) -> None:
+        """Raise ``ConfigError`` where new ``keys`` would open a server that other machines reach to all of them."""
+        if self._keys and is_open(keys, self._address):
+            raise ConfigError(
+                f"access.keys: the last key can't be taken away while the server listens on {self._address}; stop it"
+                " and start it with --insecure if that is meant",
+                param="access.keys",
+            )
 
     def admit(self, request: AnyRequest) -> HTTPResponse | None:
         """None for a request that may go on; the answer to a browser's question beforehand (preflight).

@@ -66,7 +66,9 @@ class Reloader:
     def _look(self) -> tuple[ReloadPlan, Catalog, Keys]:
         plan = plan_reload(self._front.config, self._read())
         # Keys may also have changed in the files and variables that the configuration names.
-        return plan, Catalog(plan.config.models), read_keys(plan.config.access.keys)
+        keys = read_keys(plan.config.access.keys)
+        self._app.ctx.gate.refuse_opening(keys)
+        return plan, Catalog(plan.config.models), keys
 
     async def _apply(self, config: Config, catalog: Catalog, keys: Keys) -> None:
         try:

@@ -140,3 +140,30 @@ def test_api_keys_that_were_added_are_asked_for_from_then_on(http, server, syste
     key.write_text("another-key-that-is-long-enough-too")
     assert http.post("/admin/reload", headers=old).json()["changed"] == []
     assert http.get("/v1/models", headers=old).status_code == 401
+
+
+KEYS = {"keys": [{"name": "boss", "role": "admin", "key": "key-of-the-boss"}]}
+
+
+@pytest.mark.parametrize("server_config", [{"access": KEYS}], ids=["keys"])
+@pytest.mark.parametrize(("address", "status", "then"), [("0.0.0.0", 400, 401), ("127.0.0.1", 200, 200)])
+def test_the_last_key_is_not_taken_away_where_others_could_come_in(http, server, address, status, then):
+    server.app.ctx.gate.bound_to(address)
+    finds(server)
+    answer = http.post("/admin/reload", headers={"x-api-key": "key-of-the-boss"})
+    assert answer.status_code == status
+    assert ("--insecure" in answer.text) == (status == 400)
+    assert "key-of-the-boss" not in answer.text
+    assert http.get("/v1/models").status_code == then
+
+
+@pytest.mark.parametrize("server_config", [{"access": KEYS}], ids=["keys"])
+def test_a_key_that_was_changed_counts_from_the_next_request_on_and_is_told_nowhere(http, server, recorded):
+    finds(server, access={"keys": [{"name": "boss", "role": "admin", "key": "another-key"}]})
+    answer = http.post("/admin/reload", headers={"x-api-key": "key-of-the-boss"})
+    assert answer.json()["changed"] == ["access.keys"]
+    statuses = [
+        http.get("/v1/models", headers={"x-api-key": key}).status_code for key in ("key-of-the-boss", "another-key")
+    ]
+    assert statuses == [401, 200]
+    assert "key" not in repr(recorded).replace("access.keys", "")
