@@ -12,9 +12,12 @@ from plimsoll.cli.output import hint, print_json_line
 from plimsoll.journal.lines import local_time
 
 
+_MOST_EVENTS = "10000"  # what the server gives at once
+
+
 def show_history(client: Client, since_s: float, kind: str | None, *, as_json: bool) -> tuple[int, int]:
     """Print the server's events of the last ``since_s`` seconds; their count and the last one's id come back."""
-    asked = {"since": f"{since_s:g}", "points": "1"} | ({"kind": kind} if kind else {})
+    asked = {"since": str(float(since_s)), "points": _MOST_EVENTS} | ({"kind": kind} if kind else {})
     found = client.get(f"/admin/history?{urlencode(asked)}")["events"]
     for row in found:
         _print(row, as_json=as_json)
