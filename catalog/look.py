@@ -4,6 +4,7 @@ It prints an ``Ahead`` as JSON. What went wrong is the last line on stderr.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def _weight(repo: str, names: set[str], silent: type[Any]) -> Weight | None:
     weights = sorted(name for name in names if name.endswith(".safetensors"))
     if not 0 < len(weights) <= _MOST_FILES or "config.json" not in names:
         return None
-    config = read_object(Path(hf_hub_download(repo, "config.json", tqdm_class=silent)))
+    # Not into the cache: a snapshot with one file in it would pass for a fetched one.
+    with tempfile.TemporaryDirectory(prefix="plimsoll-look-") as scratch:
+        config = read_object(Path(hf_hub_download(repo, "config.json", local_dir=scratch, tqdm_class=silent)))
     tensors = {
         key: Tensor(one.dtype, tuple(one.shape), (one.data_offsets[0], one.data_offsets[1]))
         for name in weights

@@ -24,10 +24,10 @@ def show_history(client: Client, since_s: float, kind: str | None, *, as_json: b
     return len(found), max((row["id"] for row in found), default=0)
 
 
-def follow_live(client: Client, kind: str | None, after: int | None, *, as_json: bool) -> None:
-    """Print events as they come, until Ctrl-C; a server that restarts is waited for."""
+def follow_live(client: Client, kind: str | None, after: int | None, *, reached: bool, as_json: bool) -> None:
+    """Print events as they come, until Ctrl-C; a server that was ``reached`` is waited for when it restarts."""
     lost = False
-    for item in follow(client, "journal", after=after):
+    for item in follow(client, "journal", after=after, reached=reached):
         if isinstance(item, Lost):
             if not lost:
                 hint(f"(the server is gone, waiting for it: {item.reason})")

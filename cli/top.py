@@ -70,7 +70,7 @@ def _with_history(client: Client) -> View:
 
 def _listen(client: Client, after: int | None, heard: "queue.Queue[Heard | Lost | PlimsollError]") -> None:
     try:
-        for item in follow(client, *_KINDS, after=after):
+        for item in follow(client, *_KINDS, after=after, reached=True):
             heard.put(item)
     except PlimsollError as error:
         heard.put(error)
