@@ -11,7 +11,6 @@ from plimsoll.cli.feed import Lost, follow
 from plimsoll.cli.output import hint, print_json_line
 from plimsoll.journal.lines import local_time
 
-
 _MOST_EVENTS = "10000"  # what the server gives at once
 
 

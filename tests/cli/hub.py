@@ -7,6 +7,7 @@ import json
 import struct
 import threading
 import urllib.parse
+from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "org/tiny"
@@ -25,19 +26,29 @@ def model_files(weights_bytes, announced_bytes=None):
     }
 
 
+def part(home):
+    """How many bytes of files that were begun lie in the cache under ``home``."""
+    blobs = Path(home, "hub", "models--org--tiny", "blobs")
+    return lambda: sum(file.stat().st_size for file in blobs.glob("*.incomplete"))
+
+
 class Hub:
-    """``ranges`` are the Range headers of GETs for weights; at ``cut_at`` bytes it stalls, once; ``claims`` are sizes."""
+    """``ranges`` are those asked for of weights; after ``cut_at`` bytes it stalls, once; ``claims`` are sizes."""
 
     def __init__(self, files):
         self.files = files
         self.ranges = []
         self.cut_at = None
         self.claims = {}
+        self.hashes = {}
+        self.missing = False
         self.stalled = threading.Event()
         self.go_on = threading.Event()
 
     def answer(self, handler, *, head):
         path = urllib.parse.urlsplit(handler.path).path
+        if self.missing:
+            return self._not_found(handler)
         if path.startswith(f"/api/models/{REPO}/tree"):
             files = [self._entry(name) for name in self.files]
             return self._send(handler, json.dumps(files).encode())
@@ -47,11 +58,14 @@ class Hub:
             return self._send(handler, json.dumps(body).encode())
         name = path.rpartition("/")[2]
         if f"/{REPO}/resolve/" not in path or name not in self.files:
-            handler.send_response(404)
-            handler.send_header("X-Error-Code", "RepoNotFound")
-            handler.send_header("Content-Length", "0")
-            return handler.end_headers()
+            return self._not_found(handler)
         return self._send_file(handler, name, head=head)
+
+    def _not_found(self, handler):
+        handler.send_response(404)
+        handler.send_header("X-Error-Code", "RepoNotFound")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
 
     def _entry(self, name):
         body = self.files[name]
@@ -75,7 +89,7 @@ class Hub:
             if name.endswith("safetensors"):
                 self.ranges.append(asked)
         handler.send_response(206 if asked and not head else 200)
-        handler.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        handler.send_header("ETag", f'"{self.hashes.get(name) or hashlib.sha256(body).hexdigest()}"')
         handler.send_header("X-Repo-Commit", COMMIT)
         handler.send_header("Accept-Ranges", "bytes")
         size = self.claims.get(name, len(body)) if head else last - first + 1
@@ -120,7 +134,9 @@ def hub(files):
     with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield it, f"http://127.0.0.1:{server.server_port}"
-        it.go_on.set()
-        server.shutdown()
-        thread.join()
+        try:
+            yield it, f"http://127.0.0.1:{server.server_port}"
+        finally:
+            it.go_on.set()
+            server.shutdown()
+            thread.join()
