@@ -109,6 +109,7 @@ OPERATIONS = (
             Parameter("until", "End, before now.", _TIME),
             Parameter("points", "Rows at most.", {"type": "integer", "minimum": 1, "maximum": history.MOST_POINTS}),
             Parameter("kind", "Events of this kind only.", _KINDS),
+            Parameter("only", "The other list stays empty.", {"enum": history.PARTS}),
         ),
         answers={200: json_of(History)},
     ),

@@ -101,6 +101,14 @@ def test_one_kind_of_event_can_be_asked_for(http, system, kept, request):
     assert [one["kind"] for one in events] == ["load_failed"]
 
 
+def test_samples_or_events_can_be_asked_for_alone(http, system, box, clock):
+    sampled(box, clock, [50, 60])
+    system.journal.record(KILLED)
+    samples, events = (http.get("/admin/history", params={"only": only}).json() for only in ("samples", "events"))
+    assert (bool(samples["samples"]), samples["events"]) == (True, [])
+    assert (events["samples"], len(events["events"])) == ([], 1)
+
+
 def test_without_a_black_box_the_events_of_this_run_are_shown(http, system):
     system.journal.record(KILLED)
     body = http.get("/admin/history").json()
@@ -123,6 +131,7 @@ def test_without_a_black_box_the_events_of_this_run_are_shown(http, system):
         ("points=²", "points"),
         (f"points={'9' * 5000}", "points"),
         ("kind=weather", "kind"),
+        ("only=models", "only"),
     ],
 )
 def test_bad_questions_are_refused(http, query, param):
