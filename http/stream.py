@@ -58,9 +58,8 @@ class Inbox:
         count = len(self._items)
         return [self._items.popleft() for _ in range(count if most is None else min(count, most))]
 
-    @property
-    def arrears(self) -> int:
-        """How many items nobody has taken yet; as a length it would make an empty inbox no reply at all to ``if``."""
+    def __len__(self) -> int:
+        """How many items nobody has taken yet."""
         return len(self._items)
 
     def close(self) -> None:
@@ -145,7 +144,7 @@ class Answer:
     @property
     def waiting(self) -> int:
         """How many items have come that were not taken yet."""
-        return self._inbox.arrears
+        return len(self._inbox)
 
     async def __aenter__(self) -> Self:
         tell(self._supervisor, Chat(self.id, self.model, self._request, self._inbox))

@@ -42,14 +42,15 @@ export const post = async (path, body = {}, options = {}) => (await send(path, {
 
 export const modelPath = (name, verb) => `/admin/models/${encodeURIComponent(name)}/${verb}`;
 
-/** What was recorded from `from` to `to` (epoch s), as it is `now` on the server. */
-export function history(from, to, now, { points = 1000, signal } = {}) {
+/** The "samples" or "events" recorded from `from` to `to` (epoch s), as it is `now` on the server. */
+export async function history(only, from, to, now, { points, signal }) {
   const query = new URLSearchParams({
     since: Math.max(1, now - from).toFixed(1),
     until: Math.max(0, now - to).toFixed(1),
     points,
+    only,
   });
-  return get(`/admin/history?${query}`, { signal });
+  return (await get(`/admin/history?${query}`, { signal }))[only];
 }
 
 async function reason(response) {

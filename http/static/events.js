@@ -55,8 +55,7 @@ export class EventLog extends EventTarget {
     const now = this.#feed.now();
     const [from, to] = this.#range.isLive ? [now - WEEK_S, now] : [this.#range.from, this.#range.to];
     try {
-      const { events } = await history(from, to, now, { points: FETCHED });
-      this.#add(events);
+      this.#add(await history("events", from, to, now, { points: FETCHED }));
       say(find("#log-note", this.#root), "");
     } catch (error) {
       if (error.status !== 401) say(find("#log-note", this.#root), `The record can't be read: ${error.message}`);

@@ -18,14 +18,14 @@ export class MemoryPanel {
   #plot;
   #figures;
   #samples = new Samples();
-  #level = "normal";
   // What the plot shows when it is not the live hour: recorded rows, and up to when.
   #recorded = { rows: [], spacing: 1 };
   #fetching = null;
   #refresh = 0;
   #times = [];
   #rows = [];
-  #drawn = 0;
+  #latest = null;
+  #drawn = -Infinity;
   #frame = 0;
 
   constructor(root, feed, range) {
@@ -41,7 +41,6 @@ export class MemoryPanel {
     range.addEventListener("change", () => this.#changed());
     feed.addEventListener("hello", ({ detail }) => this.#hello(detail));
     feed.addEventListener("sample", ({ detail }) => this.#sample(detail));
-    document.addEventListener("visibilitychange", () => this.#draw());
     this.#showRange();
   }
 
@@ -65,8 +64,7 @@ export class MemoryPanel {
     const now = this.#feed.now();
     const from = Math.max(now - HOUR_S, this.#samples.last?.[0] ?? 0);
     try {
-      const { samples } = await history(from, now, now, { points: HOUR_S });
-      this.#samples.fill(samples);
+      this.#samples.fill(await history("samples", from, now, now, { points: POINTS }));
     } catch {
       // Without a record the plot begins now.
     }
@@ -75,12 +73,9 @@ export class MemoryPanel {
 
   #sample(sample) {
     this.#samples.push(row(sample));
-    const isNewLevel = sample.level !== this.#level;
-    this.#level = sample.level;
-    this.#figures.show(sample);
-    // One pixel is worth many samples in a long range.
-    const everyMs = Math.min(1000, Math.max(240, (1000 * (this.#range.to - this.#range.from)) / this.#plot.width));
-    if (this.#range.isLive && (isNewLevel || performance.now() - this.#drawn >= everyMs)) this.#draw();
+    if (this.#latest?.level !== sample.level) this.#drawn = -Infinity;
+    this.#latest = sample;
+    this.#show();
   }
 
   #changed() {
@@ -99,10 +94,11 @@ export class MemoryPanel {
     const fetching = (this.#fetching = new AbortController());
     const { from, to } = this.#range;
     try {
-      const { samples } = await history(from, to, this.#feed.now(), { points: POINTS, signal: fetching.signal });
+      const asked = { points: POINTS, signal: fetching.signal };
+      const rows = await history("samples", from, to, this.#feed.now(), asked);
       if (fetching.signal.aborted) return;
-      this.#recorded = { rows: samples, spacing: (to - from) / POINTS };
-      say(find("#plot-note", this.#root), samples.length ? "" : "Nothing was recorded in this time.");
+      this.#recorded = { rows, spacing: (to - from) / POINTS };
+      say(find("#plot-note", this.#root), rows.length ? "" : "Nothing was recorded in this time.");
     } catch (error) {
       if (error.name === "AbortError") return;
       say(find("#plot-note", this.#root), `The record can't be read: ${error.message}`);
@@ -112,17 +108,30 @@ export class MemoryPanel {
   }
 
   #draw() {
-    if (this.#frame || document.hidden) return;
-    this.#frame = requestAnimationFrame(() => {
+    this.#drawn = -Infinity;
+    this.#show();
+  }
+
+  /** Figures and plot in one frame; a window that is not seen gets none. */
+  #show() {
+    this.#frame ||= requestAnimationFrame(() => {
       this.#frame = 0;
-      this.#drawn = performance.now();
-      const { from, to } = this.#range;
-      const { rows, spacing } = this.#view(from);
-      const data = columns(rows, spacing);
-      this.#rows = rows;
-      this.#times = data[0];
-      this.#plot.show(data, from, to);
+      if (this.#latest) this.#figures.show(this.#latest);
+      // One pixel is worth many samples in a long range.
+      const everyMs = Math.min(1000, Math.max(240, (1000 * (this.#range.to - this.#range.from)) / this.#plot.width));
+      const isDue = performance.now() - this.#drawn >= everyMs;
+      if (isDue && (this.#range.isLive || this.#drawn === -Infinity)) this.#plotNow();
     });
+  }
+
+  #plotNow() {
+    this.#drawn = performance.now();
+    const { from, to } = this.#range;
+    const { rows, spacing } = this.#view(from);
+    const data = columns(rows, spacing);
+    this.#rows = rows;
+    this.#times = data[0];
+    this.#plot.show(data, from, to);
   }
 
   #view(from) {

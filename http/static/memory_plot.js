@@ -87,8 +87,8 @@ export class MemoryPlot {
       ],
       series: [
         {},
-        { stroke: () => this.#inkOfLevels(), width: 1.75, points: { show: false } },
         { stroke: () => this.#colors.ours, fill: () => this.#colors["ours-fill"], width: 1, points: { show: false } },
+        { stroke: () => this.#inkOfLevels(), width: 1.75, points: { show: false } },
       ],
       hooks: {
         drawClear: [() => this.#drawBands()],
@@ -174,7 +174,9 @@ export class MemoryPlot {
     let x = bbox.left + 6 * scale;
     let lastY = Infinity;
     for (const [level, from] of Object.entries(this.#thresholds)) {
-      const y = Math.max(this.#plot.valToPos(from, "y", true) - 2 * scale, bbox.top + 11 * scale);
+      const line = this.#plot.valToPos(from, "y", true);
+      // Above its line, or below where there is no room.
+      const y = line - bbox.top < 13 * scale ? line + 13 * scale : line - 2 * scale;
       const name = `${level} ${from} %`;
       if (lastY - y >= 12 * scale) x = bbox.left + 6 * scale;
       ctx.fillStyle = this.#colors[level];

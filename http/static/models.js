@@ -41,6 +41,7 @@ export class ModelsPanel extends EventTarget {
 
   #show(models, heardAt = performance.now()) {
     this.#models = models;
+    for (const { name } of models) this.#hue(name); // in the server's order, not in that of the loads
     const order = [...models].sort((a, b) => (RANK[a.state] ?? 1) - (RANK[b.state] ?? 1) || a.name.localeCompare(b.name));
     const nodes = order.map((model) => {
       const card = this.#card(model.name);

@@ -56,7 +56,7 @@ export class Samples {
   }
 }
 
-/** [times, percent, our percent] of rows; where nothing was recorded for long the line is broken. */
+/** [times, our percent, percent] of rows; where nothing was recorded for long the line is broken. */
 export function columns(rows, spacingS = 1) {
   const gap = Math.max(GAP_S, 4 * spacingS);
   const [times, percents, ours] = [[], [], []];
@@ -72,5 +72,5 @@ export function columns(rows, spacingS = 1) {
     ours.push(total ? (100 * footprints) / total : 0);
     before = at;
   }
-  return [times, percents, ours];
+  return [times, ours, percents];
 }
