@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from plimsoll.catalog.hub import fetch_repo
 from plimsoll.engine.engine import Progress
 from plimsoll.engine.protocol import ModelSource
 from plimsoll.errors import LoadFailed
+
+_LOCK_S = 0.25
 
 
 def resolve(source: ModelSource, *, cache_dir: Path, offline: bool, progress: Progress) -> Path:
@@ -52,7 +55,7 @@ def resolve(source: ModelSource, *, cache_dir: Path, offline: bool, progress: Pr
 def _from_gguf(source: ModelSource, cache_dir: Path, progress: Progress) -> Path:
     folder = local_folder(source, cache_dir)
     assert folder is not None  # noqa: S101 - a GGUF file always has one; this tells the type checker
-    return _make_once(folder, lambda new, _: _convert(source, Path(source.location), new, progress))
+    return _make_once(folder, lambda new, _: _convert(source, Path(source.location), new, progress), progress)
 
 
 def _from_index(source: ModelSource, cache_dir: Path, offline: bool, progress: Progress) -> Path:
@@ -69,7 +72,7 @@ def _from_index(source: ModelSource, cache_dir: Path, offline: bool, progress: P
         else:
             fetch_builtin(source, scratch, new, progress)
 
-    return _make_once(cache_dir / "builtin" / source.name, make)
+    return _make_once(cache_dir / "builtin" / source.name, make, progress)
 
 
 def _convert(source: ModelSource, file: Path, new: Path, progress: Progress) -> None:
@@ -84,13 +87,13 @@ def _convert(source: ModelSource, file: Path, new: Path, progress: Progress) -> 
     progress("convert", total, total)
 
 
-def _make_once(folder: Path, make: Callable[[Path, Path], None]) -> Path:
+def _make_once(folder: Path, make: Callable[[Path, Path], None], progress: Progress) -> Path:
     """``folder``, made by ``make(new folder, scratch folder)`` if need be; it appears whole or not at all."""
     if problem(folder) is None:
         return folder
     work = folder.parent / ".work" / folder.name
     work.mkdir(parents=True, exist_ok=True)
-    with _locked(work.with_name(f"{folder.name}.lock")):
+    with _locked(work.with_name(f"{folder.name}.lock"), lambda: progress("fetch", 0, 0)):
         if problem(folder) is None:
             return folder
         # With the lock held, what lies here was left by a process that died.
@@ -108,11 +111,24 @@ def _make_once(folder: Path, make: Callable[[Path, Path], None]) -> Path:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the file lock at ``path``; the kernel frees it when the holder dies."""
+def _locked(path: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Hold the file lock at ``path``; the kernel frees it when the holder dies.
+
+    ``waits`` is called while another holds it: a worker that says nothing meanwhile would count as hung.
+    """
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while not _try_lock(descriptor):
+            waits()
+            time.sleep(_LOCK_S)
         yield
     finally:
         os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,11 +1,15 @@
 import dataclasses
+import fcntl
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -19,6 +23,7 @@ from plimsoll.catalog import (
     builtin,
     child,
     default_cache_dir,
+    fetch,
     installed,
     resolve,
     size_bytes,
@@ -356,7 +361,7 @@ from plimsoll.engine.protocol import ModelSource
 steps = []
 source = ModelSource("tiny", "gguf", sys.argv[1])
 folder = resolve(source, cache_dir=Path(sys.argv[2]), offline=True, progress=lambda *step: steps.append(step))
-print(folder, bool(steps))
+print(folder, any(stage == "convert" for stage, _, _ in steps))
 """
 
 
@@ -366,6 +371,23 @@ def test_processes_that_need_one_model_at_once_convert_it_once(tmp_path, gguf):
     answers = [process.communicate()[0].split() for process in processes]
     assert len({folder for folder, _ in answers}) == 1
     assert sorted(worked for _, worked in answers) == ["False", "False", "True"]
+
+
+def test_who_waits_for_anothers_conversion_says_so_again_and_again(tmp_path, gguf, monkeypatch):
+    monkeypatch.setattr(fetch, "_LOCK_S", 0.001)
+    folder = resolve(gguf, cache_dir=tmp_path / "cache", offline=False, progress=lambda *_: None)
+    shutil.rmtree(folder)
+    said = threading.Semaphore(0)
+    with (folder.parent / ".work" / f"{folder.name}.lock").open("r+") as other, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        made = pool.submit(
+            resolve, gguf, cache_dir=tmp_path / "cache", offline=False, progress=lambda *_: said.release()
+        )
+        for _ in range(10):
+            assert said.acquire(timeout=30)
+        assert not made.done()
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert made.result(60) == folder
 
 
 def test_a_conversion_that_is_killed_leaves_nothing_half_made(tmp_path, loads, gguf):
