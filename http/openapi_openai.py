@@ -20,7 +20,9 @@ _HI = [{"role": "user", "content": "What is the capital of France?"}]
 MODEL = Parameter("model", "A model's name; it may hold slashes.")
 
 
-def _answers(path: str, about: str, body: type, forms: tuple[type, type], example: dict[str, Any]) -> Operation:
+def _answers(
+    path: str, about: str, body: type, forms: tuple[type, type], example: dict[str, Any], *, last: str | None = "[DONE]"
+) -> Operation:
     whole, event = forms
     return Operation(
         path=path,
@@ -30,7 +32,7 @@ def _answers(path: str, about: str, body: type, forms: tuple[type, type], exampl
         methods=("post",),
         body=body,
         example={"model": "smollm2-135m"} | example,
-        answers={200: (*json_of(whole), Content(SSE, (event, Error)))},
+        answers={200: (*json_of(whole), Content(SSE, (event, Error), last))},
         errors=_FAILS,
     )
 
@@ -56,6 +58,7 @@ OPERATIONS = (
         openai_responses.Body,
         (Response, ResponseEvent),
         {"input": "What is the capital of France?"},
+        last=None,
     ),
     Operation(
         path="/v1/embeddings",

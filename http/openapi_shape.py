@@ -22,10 +22,14 @@ class Told(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Content(msgspec.Struct, frozen=True):
-    """One form of an answer. Of a stream ``types`` are what its events or lines hold; no types: any text."""
+    """One form of an answer. Of a stream ``types`` are what its events or lines hold; no types: any text.
+
+    ``last`` is the data of a stream's last event, where that is no JSON.
+    """
 
     media: str = JSON
     types: tuple[Any, ...] = ()
+    last: str | None = None
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -168,6 +172,8 @@ def _schema(content: Content, schemas: _Schemas) -> dict[str, Any]:
     if content.media != SSE:
         return told
     # As OpenAPI 3.2 has it, where an event is an object whose data is text that holds JSON.
-    data = {"type": "string", "contentMediaType": JSON, "contentSchema": told}
+    data: dict[str, Any] = {"type": "string", "contentMediaType": JSON, "contentSchema": told}
+    if content.last:
+        data = {"anyOf": [{"const": content.last}, data]}
     properties = {"event": {"type": "string"}, "data": data, "id": {"type": "string"}}
     return {"type": "object", "properties": properties, "required": ["data"]}

@@ -114,7 +114,7 @@ BAD_BODIES = {
     "nan": (b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "not valid JSON"),
     "utf-8": (b'{"model": "\xff\xfe", "messages": []}', "not valid UTF-8"),
     "surrogate": (b'{"model": "\\ud800", "messages": []}', "not valid JSON"),
-    "deep": (b'{"x": ' + b"[" * 200_000, "nested too deeply"),
+    "deep": (b'{"x": ' + b"[" * 100_000, "nested too deeply"),
     "infinite": (b'{"model": "tiny", "temperature": 1e999, "messages": []}', "temperature"),
     "long int": (b'{"model": "tiny", "seed": ' + b"9" * 5000 + b', "messages": []}', "seed"),
 }

@@ -152,6 +152,30 @@ def test_a_bad_value_is_not_given_back_at_any_length(http, path, asked):
     assert len(message(path, response)) < 300
 
 
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        (b'{"model": "tiny", "input": ' + b"[[],[],[]]," * 60_000, "240001 lists and objects, but 200000 are the most"),
+        (b'{"model": "tiny", "input": ' + b'{"a":{"b":' * 120_000, "240001 lists and objects"),
+        (b'{"model": "tiny", "input": [' + b"1," * 1_300_000, "1300001 values, but 1200000 are the most"),
+    ],
+    ids=["lists", "objects", "values"],
+)
+def test_a_body_of_millions_of_values_is_refused_before_it_is_decoded(http, raw, sentence):
+    """11 MB of them took 600 MB and four seconds, in which nobody else was answered."""
+    response = http.post(EMBED, content=raw)
+    assert response.status_code == 413
+    assert sentence in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("end", [b'"}', b"", b"\\", b'\\"'])
+def test_brackets_in_a_text_are_text(http, end):
+    texts = b'{"model": "tiny", "input": "' + b'[{,\\"' * 250_000 + end
+    response = http.post(EMBED, content=texts)
+    assert response.status_code == (413 if end == b'"}' else 400)
+    assert "lists and objects" not in response.json()["error"]["message"]
+
+
 def test_what_is_just_within_the_limits_is_answered(http, system, says):
     system.scripts[m.Chat] = says("ok")
     biases = {str(token): 1 for token in range(1024)}
