@@ -446,10 +446,10 @@ class Supervisor(pykka.ThreadingActor):
         for name, slot in self._slots.items():
             model = _known(message.catalog, name)
             if model is None or not model.loads_like(slot.model):
-                m.tell(slot.ref, m.Unload("the configuration changed", message.drain_s, hand_back=True))
+                self._tell_model(name, m.Unload("the configuration changed", message.drain_s, hand_back=True))
             else:
                 slot.model = model
-                m.tell(slot.ref, self._rules(model))
+                self._tell_model(name, self._rules(model))
         self._load_pinned()
         message.reply.send(None)
 

@@ -1,16 +1,13 @@
 """``plimsoll serve``, ``check``, ``reload``, ``version``."""
 
 import logging
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from plimsoll import __version__
 from plimsoll.cli.link import AsJson, ConfigFile, Link, with_link
 from plimsoll.cli.output import hint, print_json
-
-if TYPE_CHECKING:
-    from plimsoll.config import Config
 
 _log = logging.getLogger("plimsoll.cli")
 
@@ -50,18 +47,11 @@ def serve(
         _log.warning("%s", doubt)
     # Bind before the fetch: a port in use should not show after a minute.
     with server.bind(effective.server.host, effective.server.port) as sock:
-
-        def read_again() -> "Config":
-            read = settings.read()
-            if not insecure:
-                server.refuse_open(read, sock)
-            return read
-
         if not insecure:
             server.refuse_open(effective, sock)
         if effective.models.builtin:
             fetch_builtin_model(effective)
-        server.serve(effective, catalog, sock, read_again)
+        server.serve(effective, catalog, sock, settings.read)
 
 
 def check(file: ConfigFile = None, *, as_json: AsJson = False) -> None:

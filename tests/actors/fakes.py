@@ -1,5 +1,6 @@
 """Actors without threads, workers without processes, memory without bytes: what happens next is the test's to say."""
 
+import copy
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -296,6 +297,12 @@ class Models:
             raise UnknownModel(f"there is no model {name}")
         rules = {key: value for key, value in self.settings.get(name, {}).items() if key in _RULES}
         return CatalogModel(p.ModelSource(name, "fake", self.sources.get(name, "")), **rules)
+
+    def with_files(self, name: str, files: str) -> "Models":
+        """The catalog of a configuration in which ``name`` has other files."""
+        changed = copy.copy(self)
+        changed.sources = self.sources | {name: files}
+        return changed
 
     def pinned(self) -> list[str]:
         return [name for name, settings in self.settings.items() if settings.get("pin")]

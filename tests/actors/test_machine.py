@@ -97,6 +97,7 @@ class Machine(RuleBasedStateMachine):
         self.host.on_told = self.on_told
         self.host.on_load = self.on_load
         self.models = fakes.Models(self.stage, self.host, NEEDS, **SETTINGS)
+        self.catalog = self.models
         self.models.here.discard("remote")
         self.models.on_start = self.on_life
         self.models.journal.subscribe(lambda entry: self.on_event(entry.event))
@@ -195,6 +196,9 @@ class Machine(RuleBasedStateMachine):
             case m.Load():
                 self.check_grant(name, message.need)
                 self.pending[name] = message.need.total_bytes
+            case m.Unload(hand_back=True):
+                until = self.stage.time + message.grace_s
+                self.may_stop[name] = min(until, self.may_stop.get(name, until))
             case m.Unload(if_idle=True):
                 if self.evicted - {name}:
                     self.broken(f"{name} is evicted while {self.evicted} still leave")
@@ -388,6 +392,22 @@ class Machine(RuleBasedStateMachine):
             lambda answer: m.PinModel(name, pinned, answer),
             f"PinModel({name}, {pinned=})",
             (m.ModelStatus, m.Failed),
+            order if rest else None,
+        )
+
+    @rule(
+        name=names,
+        files=st.sampled_from(["", "other"]),
+        drain_s=st.sampled_from([0.0, 5.0]),
+        order=orders,
+        rest=at_rest,
+    )
+    def the_configuration_changes(self, name: str, files: str, drain_s: float, order: int, rest: bool) -> None:
+        self.catalog = self.catalog.with_files(name, files)
+        self.tell(
+            lambda answer: m.Reconfigure(self.catalog, THRESHOLDS, None, 4, GRACE_S, drain_s, answer),
+            f"Reconfigure({name}, {files=}, {drain_s=})",
+            (type(None),),
             order if rest else None,
         )
 
