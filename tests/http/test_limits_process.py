@@ -11,7 +11,7 @@ import psutil
 DEADLINE_S = 60
 CROWD = 200
 # A text of 2 kB per token: what the buffers of a connection take is soon full.
-SOURCE = f"fake:tokens_per_s=200,length=5000,context=100000,answer={'x' * 2000}"
+SOURCE = f"fake:tokens_per_s=100,length=5000,context=100000,answer={'x' * 2000}"
 
 
 def ask(url, text, *, stream):
@@ -61,7 +61,8 @@ def test_two_hundred_who_never_read_cost_neither_memory_nor_slots_for_long(proce
             return busy(server.url) == 0
 
         until(none_left, "every slot is free again while the crowd is still connected")
-    assert most < 150 * 1024**2
+    # 40 MB are made per second, until the sweep finds them: 3 s on a machine that has time for it. All is 2 GB.
+    assert most < 500 * 1024**2
     _, _, stderr = server.end()
     assert stderr.count("did not read its answer") == CROWD
 
