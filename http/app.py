@@ -11,6 +11,7 @@ from plimsoll.http import admin, anthropic, events, health, history, metrics, ol
 from plimsoll.http.errors import JsonErrors
 from plimsoll.http.front import Actors, App, Front, ModelCatalog
 from plimsoll.http.gate import Gate
+from plimsoll.http.notify import Notifier
 from plimsoll.http.reload import ReadConfig, Reloader
 from plimsoll.http.sweeper import Sweeper
 
@@ -45,6 +46,7 @@ def build(config: Config, system: Actors, catalog: ModelCatalog, read: ReadConfi
     app.ctx.gate = gate = Gate(config)
     Sweeper(config.limits).add_to(app)
     app.register_middleware(gate.mark_origin, "response")
+    app.ctx.notifier = Notifier()
     app.ctx.reloader = Reloader(app, read or (lambda: config))
     app.register_middleware(front.refuse_when_stopping, "request")
     for part in (openai, anthropic, ollama, health, admin, events, history, metrics, openapi, page):

@@ -35,6 +35,7 @@ class EventCounts:
     """A subscriber of the journal, which calls it with one event at a time."""
 
     def __init__(self) -> None:
+        self.events: Counter[Labels] = Counter()
         self.loads: Counter[Labels] = Counter()
         self.load_seconds: dict[Labels, Distribution] = defaultdict(lambda: Distribution(LOAD_S))
         self.load_failures: Counter[Labels] = Counter()
@@ -47,6 +48,7 @@ class EventCounts:
         self.level_changes: Counter[Labels] = Counter()
 
     def note(self, entry: e.Entry) -> None:
+        self.events[entry.event.kind,] += 1
         match entry.event:
             case e.ModelLoaded() as event:
                 self.loads[event.model,] += 1

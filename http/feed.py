@@ -58,7 +58,8 @@ class Listener:
     async def next_batch(self, silence_s: float) -> list[tuple[int, bytes] | None]:
         """What has come since the last call, an empty list after ``silence_s``; None at the end."""
         batch = await self._inbox.next_batch(silence_s)
-        self._bytes = 0
+        # Not to 0: what piled up comes in portions.
+        self._bytes -= sum(len(item[1]) for item in batch if item)
         return batch
 
 

@@ -120,6 +120,7 @@ def _of_requests(recorder: Recorder) -> Iterator[Metric]:
 
 
 def _of_events(counts: EventCounts) -> Iterator[Metric]:
+    yield _counter("events", "What the journal recorded.", counts.events, "kind")
     yield _counter("loads", "Models loaded.", counts.loads, "model")
     yield _histogram("load_seconds", "What loads took.", counts.load_seconds, "model")
     yield _counter("load_failures", "Loads that failed.", counts.load_failures, "model")

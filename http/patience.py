@@ -23,6 +23,15 @@ class Phase(enum.Enum):
     ANSWER = "its answer"
 
 
+_LIMITS = {
+    Phase.FRESH: "header_time",
+    Phase.IDLE: "idle",
+    Phase.HEADERS: "header_time",
+    Phase.BODY: "body_time",
+    Phase.DRAIN: "body_time",
+}
+
+
 class Look(msgspec.Struct, frozen=True):
     """A connection at one moment.
 
@@ -60,18 +69,12 @@ def watch(before: Watch | None, look: Look, now_s: float) -> Watch:
 
 def overdue(watched: Watch, limits: LimitsConfig, now_s: float) -> str | None:
     """Why the connection has to end, None if it may go on."""
-    allowed = {
-        Phase.FRESH: ("header_time", limits.header_time),
-        Phase.IDLE: ("idle", limits.idle),
-        Phase.HEADERS: ("header_time", limits.header_time),
-        Phase.BODY: ("body_time", limits.body_time),
-        Phase.DRAIN: ("body_time", limits.body_time),
-    }.get(watched.look.phase)
     if is_stuck(watched, limits, now_s):
         return f"its client did not read its answer ({watched.look.waiting} parts wait; limits.slow_client)"
-    if allowed and now_s - watched.since_s > allowed[1]:
-        return f"{watched.look.phase.value} did not arrive within {allowed[1]:g} s (limits.{allowed[0]})"
-    return None
+    key = _LIMITS.get(watched.look.phase)
+    if key is None or now_s - watched.since_s <= getattr(limits, key):
+        return None
+    return f"{watched.look.phase.value} did not arrive within {getattr(limits, key):g} s (limits.{key})"
 
 
 def is_stuck(watched: Watch, limits: LimitsConfig, now_s: float) -> bool:

@@ -53,15 +53,22 @@ class Reloader:
 
         """
         async with self._turn:
-            journal = self._front.system.journal
+            self._app.ctx.notifier.reloading()
             try:
-                plan, catalog, keys = await asyncio.to_thread(self._look)
-            except ConfigError as error:
-                journal.record(events.ConfigRefused(error.message))
-                raise
-            await self._apply(plan.config, catalog, keys)
-            journal.record(events.ConfigReloaded(tuple(plan.changed), tuple(plan.needs_restart)))
-            return plan
+                return await self._reload()
+            finally:
+                self._app.ctx.notifier.ready()
+
+    async def _reload(self) -> ReloadPlan:
+        journal = self._front.system.journal
+        try:
+            plan, catalog, keys = await asyncio.to_thread(self._look)
+        except ConfigError as error:
+            journal.record(events.ConfigRefused(error.message))
+            raise
+        await self._apply(plan.config, catalog, keys)
+        journal.record(events.ConfigReloaded(tuple(plan.changed), tuple(plan.needs_restart)))
+        return plan
 
     def _look(self) -> tuple[ReloadPlan, Catalog, Keys]:
         plan = plan_reload(self._front.config, self._read())

@@ -30,6 +30,7 @@ from plimsoll.http.connection import Connection
 from plimsoll.http.front import App, Front
 from plimsoll.http.gate import is_open
 from plimsoll.http.keys import read_keys
+from plimsoll.http.notify import keep_told, of_environment
 from plimsoll.http.open_files import allow_open_files
 from plimsoll.http.reload import ReadConfig
 from plimsoll.http.signals import on_signals
@@ -57,6 +58,8 @@ def serve(config: Config, catalog: Catalog, sock: socket.socket, read: ReadConfi
     footprints = _recall(journal, blackbox)
     app = build(config, ActorSystem(config, catalog, journal=journal, footprints=footprints), catalog, read)
 
+    app.ctx.notifier = of_environment()
+
     def on_exit() -> None:
         if blackbox:
             blackbox.close("ended at once by a second signal")
@@ -65,7 +68,7 @@ def serve(config: Config, catalog: Catalog, sock: socket.socket, read: ReadConfi
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
             front: Front = app.ctx.front
-            runner.run(run(app, sock, lambda stop: on_signals(app, stop, on_exit), lambda: _announce(front, sock)))
+            runner.run(run(app, sock, lambda stop: on_signals(app, stop, on_exit), lambda: _announce(app, sock)))
         how = front.failure or "stopped"
         journal.record(events.ServerStopped(front.failure or "asked to stop"))
     except BaseException as error:
@@ -73,6 +76,7 @@ def serve(config: Config, catalog: Catalog, sock: socket.socket, read: ReadConfi
         raise
     finally:
         Sanic.unregister_app(app)
+        app.ctx.notifier.close()
         if blackbox:
             blackbox.close(how)
     if front.failure:
@@ -163,6 +167,7 @@ async def run(
         await stop.wait()
         watch.cancel()
         front.stopping = True
+        app.ctx.notifier.stopping()
         _log.info(
             "stopping: running answers have %g s; a second signal ends them at once", front.config.server.shutdown_grace
         )
@@ -208,7 +213,12 @@ async def _until(done: Callable[[], bool]) -> None:
                 await asyncio.sleep(0.01)
 
 
-def _announce(front: Front, sock: socket.socket) -> None:
+def _announce(app: App, sock: socket.socket) -> None:
+    front, notifier = app.ctx.front, app.ctx.notifier
+    if notifier.listens:
+        notifier.ready()
+        # The loop keeps no reference to a task.
+        app.ctx.telling = asyncio.get_running_loop().create_task(keep_told(front, notifier))
     host, port = sock.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - shown, not bound
     url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"

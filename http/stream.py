@@ -58,8 +58,9 @@ class Inbox:
         count = len(self._items)
         return [self._items.popleft() for _ in range(count if most is None else min(count, most))]
 
-    def __len__(self) -> int:
-        """How many items nobody has taken yet."""
+    @property
+    def arrears(self) -> int:
+        """How many items nobody has taken yet; as a length it would make an empty inbox no reply at all to ``if``."""
         return len(self._items)
 
     def close(self) -> None:
@@ -144,7 +145,7 @@ class Answer:
     @property
     def waiting(self) -> int:
         """How many items have come that were not taken yet."""
-        return len(self._inbox)
+        return self._inbox.arrears
 
     async def __aenter__(self) -> Self:
         tell(self._supervisor, Chat(self.id, self.model, self._request, self._inbox))

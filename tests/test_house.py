@@ -141,3 +141,11 @@ def test_every_dependency_is_locked_by_hash(lock: str, extras: tuple[str, ...]) 
         assert version, f"{requirement.name} is not in {lock}"
         assert version in requirement.specifier, f"{requirement} and {version} in {lock}"
     assert len(re.findall(r"^[a-z0-9]", text, re.MULTILINE)) == len(locked)
+
+
+@pytest.mark.parametrize("room", ["actors", "memory"])
+def test_nothing_that_decides_asks_for_the_wall_clock_which_may_jump(room: str) -> None:
+    for path in modules(room):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            assert name not in {"time.time", "time.time_ns", "datetime.now"}, f"{path.relative_to(ROOT)} uses {name}"

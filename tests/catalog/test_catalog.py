@@ -348,6 +348,18 @@ def test_a_gguf_file_that_is_refused_leaves_nothing_and_says_why(tmp_path, loads
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 
 
+def test_a_disk_without_room_is_named_and_leaves_nothing_half_made(tmp_path, loads, gguf):
+    # To a writer a bound on its files is what a full disk is: a write that fails.
+    code = RESOLVE.replace("print(folder", "raise SystemExit(folder")
+    command = f"ulimit -f 40; exec {sys.executable} -c '{code}' {gguf.location} {tmp_path / 'cache'}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 1
+    assert "can't be converted" in done.stderr
+    assert "File too large" in done.stderr
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+    assert (loads(gguf) / "model.safetensors").is_file()
+
+
 def test_a_gguf_file_that_is_not_there_is_named(loads):
     with pytest.raises(LoadFailed, match=r"No such file or directory \(/none\.gguf\)"):
         loads(ModelSource("m", "gguf", "/none.gguf"))

@@ -66,6 +66,7 @@ def hub(monkeypatch):
 
     monkeypatch.setattr(child, "run", run)
     monkeypatch.setattr(download, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(download, "fetch_weights", lambda *_: 0)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return calls, answers
 

@@ -6,13 +6,23 @@ from pathlib import Path
 import pytest
 
 
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
 @pytest.fixture(scope="session")
 def shell():
     """The module that runs commands and servers."""
-    spec = importlib.util.spec_from_file_location("shell", Path(__file__).with_name("shell.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module("shell")
+
+
+@pytest.fixture(scope="session")
+def hubs():
+    """The module that plays the hub."""
+    return module("hub")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 from plimsoll import __version__
 from plimsoll.actors import messages as m
 from plimsoll.http.events import missed
+from plimsoll.http.feed import _OUTBOX_BYTES, Listener
 from plimsoll.journal import events as e
 from plimsoll.journal.blackbox import BlackBox
 from plimsoll.journal.journal import Journal
@@ -258,6 +259,24 @@ def test_the_last_listener_to_go_leaves_nothing_behind(http, server, feed, syste
 
 def _tasks(server):
     return asyncio.all_tasks(server.loop)
+
+
+def test_the_bound_of_an_outbox_holds_for_what_is_left_in_it_too():
+    async def scenario():
+        cuts = []
+        listener = Listener(frozenset(), lambda: cuts.append(1))
+        size = _OUTBOX_BYTES // 1000
+        for _ in range(999):
+            listener.put(b"x" * size)
+        taken = await listener.next_batch(DEADLINE_S)
+        for _ in taken:
+            listener.put(b"x" * size)
+        before = len(cuts)
+        for _ in range(3):
+            listener.put(b"x" * size)
+        return before, len(cuts)
+
+    assert asyncio.run(scenario()) == (0, 1)
 
 
 def test_a_listener_that_does_not_read_is_cut_off_and_the_others_hear_on(server, listen, system, feed, caplog):

@@ -147,6 +147,7 @@ def test_the_journals_events_are_counted(http, system):
     deaths = {key[1]: value for key, value in found.items() if key[0] == "plimsoll_worker_deaths_total"}
     assert deaths == {"sigsegv": 1, "exit": 1, "out_of_memory": 1, "unresponsive": 1, "hung": 1, "stuck": 1}
     assert found["plimsoll_cleanups_total", "aggressive"] == 1
+    assert found["plimsoll_events_total", "model_unloaded"] == 2
     assert found["plimsoll_memory_level_changes_total", "warning"] == 1
 
 

@@ -102,13 +102,22 @@ def test_nobody_is_woken_while_nobody_waits():
     assert asyncio.run(scenario()) == (256, 0)
 
 
+def test_an_empty_inbox_counts_as_a_reply():
+    """It once had a length, so whoever asked ``if reply`` dropped it, and a clean-up never answered."""
+
+    async def scenario():
+        return bool(Inbox())
+
+    assert asyncio.run(scenario())
+
+
 def test_what_piled_up_comes_in_portions_and_at_once():
     async def scenario():
         inbox = Inbox()
         for n in range(600):
             inbox.send(n)
         portions = [await inbox.next_batch(DEADLINE_S) for _ in range(3)]
-        return [len(one) for one in portions], [n for one in portions for n in one], len(inbox)
+        return [len(one) for one in portions], [n for one in portions for n in one], inbox.arrears
 
     assert asyncio.run(scenario()) == ([256, 256, 88], list(range(600)), 0)
 

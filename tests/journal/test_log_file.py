@@ -42,6 +42,18 @@ def test_the_file_is_made_with_the_first_record_for_its_owner_only(file: Path) -
     assert "plimsoll.memory: ⚠️ Высокое использование памяти: 87.5%\n" in file.read_text("utf-8")
 
 
+def test_a_file_that_was_there_becomes_its_owners_alone_and_a_device_is_left_as_it_is(file: Path) -> None:
+    file.parent.mkdir()
+    file.touch(0o644)
+    logs.configure("info", io.StringIO(), file)
+    memory.info("a line")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    before = Path("/dev/null").stat().st_mode
+    logs.configure("info", io.StringIO(), Path("/dev/null"))
+    memory.info("a line")
+    assert Path("/dev/null").stat().st_mode == before
+
+
 def test_the_file_rotates_at_five_megabytes_and_five_files_are_kept(file: Path) -> None:
     logs.configure("info", io.StringIO(), file)
     for _ in range(32):
