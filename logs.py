@@ -1,11 +1,11 @@
 """Logging, set up in one place: one line per record with its time, on stderr and in a file that rotates."""
 
 import contextlib
-import functools
 import logging
 import logging.handlers
 import os
 import queue
+import stat
 import sys
 import threading
 from io import TextIOWrapper
@@ -43,6 +43,16 @@ def configure(level: str, stream: TextIO | None = None, file: Path | None = None
 def set_level(level: str) -> None:
     """Plimsoll's records from ``level`` (debug, info, warning or error) on."""
     logging.getLogger("plimsoll").setLevel(level.upper())
+
+
+def _private(path: str, flags: int) -> int:
+    """For ``open``: the file is its owner's alone, also one that was there before."""
+    descriptor = os.open(path, flags, 0o600)
+    # Not /dev/null, which would be everybody's no more; and a file of another user is still good for lines.
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with contextlib.suppress(OSError):
+            os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 class _OneLine(logging.Formatter):
@@ -132,9 +142,8 @@ class _File(logging.handlers.RotatingFileHandler):
     def _open(self) -> TextIOWrapper:
         path = Path(self.baseFilename)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        opener = functools.partial(os.open, mode=0o600)
         # Path.open() takes no opener.
-        return open(path, self.mode, encoding=self.encoding, errors=self.errors, opener=opener)  # type: ignore[return-value]
+        return open(path, self.mode, encoding=self.encoding, errors=self.errors, opener=_private)  # type: ignore[return-value]
 
     def _is_current(self, stream: TextIOWrapper) -> bool:
         try:

@@ -5,16 +5,15 @@ the last line on stderr.
 """
 
 import contextlib
-import io
 import os
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import errors, snapshot_download
+
+from plimsoll.catalog.hub_bar import Report, bar_class
+from plimsoll.catalog.resumable import fetch_weights
 
 # What mlx-lm fetches, but no Python files and no pickles: a model's own code is never run.
 PATTERNS = [
@@ -27,9 +26,6 @@ PATTERNS = [
     "*.jsonl",
     "*.jinja",
 ]
-_REPORT_S = 0.25
-
-Report = Callable[[int, int], None]
 
 
 class Refused(Exception):
@@ -66,14 +62,18 @@ def download(repo: str, *, offline: bool, report: Report) -> Path:
     except ValueError as error:
         raise Refused(f"{repo} is no usable repo id: {_line(error)}") from None
     with told(repo):
-        return Path(snapshot_download(repo, allow_patterns=PATTERNS, tqdm_class=bar_class(report)))
+        there = fetch_weights(repo, PATTERNS, report)
+        # What is left is mostly small, and it is the library that knows how its cache is laid out.
+        rest = bar_class(lambda done, total: report(there + done, there + total))
+        return Path(snapshot_download(repo, allow_patterns=PATTERNS, tqdm_class=rest))
 
 
 @contextlib.contextmanager
 def told(repo: str) -> Iterator[None]:
     """What huggingface_hub raises over the network, as ``Refused`` with what to do."""
     try:
-        yield
+        with _unwrapped():
+            yield
     except errors.GatedRepoError:
         hint = f"accept its terms on the hub and give a token with `hf auth login` or $HF_TOKEN ({repo} is gated)"
     except errors.RepositoryNotFoundError:
@@ -85,47 +85,21 @@ def told(repo: str) -> Iterator[None]:
     raise Refused(hint)
 
 
+@contextlib.contextmanager
+def _unwrapped() -> Iterator[None]:
+    """A dry run tells every failure as one of its own."""
+    try:
+        yield
+    except errors.DryRunError as error:
+        raise (error.__cause__ or error) from None
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
 def _hub_is_off() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def bar_class(report: Report) -> type[Any]:
-    """A progress bar for huggingface_hub that draws nothing and reports bytes, from whatever thread it is told."""
-    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore] # noqa: PLC0415 - huggingface_hub brings it
-
-    lock = threading.Lock()
-    last = 0.0
-    bars: list[Any] = []
-
-    class Bar(tqdm):  # type: ignore[misc,unused-ignore] # tqdm has no types of its own
-        monitor_interval = 0  # no thread of its own
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False})
-            if self.unit == "B":
-                bars.append(self)
-
-        def display(self, *_args: Any, **_options: Any) -> None:
-            """Draw nothing."""
-
-        def update(self, n: float | None = 1) -> bool | None:
-            nonlocal last
-            drawn: bool | None = super().update(n)
-            with lock:
-                # Received and written bytes have a bar each; the one that is further tells.
-                done = max((int(bar.n) for bar in bars), default=0)
-                total = max((int(bar.total or 0) for bar in bars), default=0)
-                if done and (time.monotonic() - last >= _REPORT_S or done == total):
-                    last = time.monotonic()
-                    report(done, max(done, total))
-            return drawn
-
-    Bar.set_lock(threading.RLock())
-    return Bar
 
 
 if __name__ == "__main__":

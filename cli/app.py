@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from plimsoll.cli import care_commands, link, model_commands, server_commands, talk_commands, watch_commands
+from plimsoll.cli import care_commands, link, model_commands, server_commands, service, talk_commands, watch_commands
 from plimsoll.cli.output import exit_code
 from plimsoll.errors import PlimsollError
 
@@ -39,6 +39,7 @@ app = typer.Typer(
 # In the order in which the help shows them.
 for part in (server_commands, talk_commands, model_commands, watch_commands, care_commands):
     part.add_commands(app)
+app.add_typer(service.app)
 
 
 def run() -> None:

@@ -13,7 +13,7 @@ from plimsoll.catalog import Catalog, default_cache_dir, installed
 from plimsoll.cli import sense
 from plimsoll.cli.client import Unauthorised, Unreachable
 from plimsoll.cli.findings import OK, PROBLEM, WARNING, Finding, count, print_report
-from plimsoll.cli.link import Link
+from plimsoll.cli.link import Link, default_url
 from plimsoll.cli.machine import examine_machine
 from plimsoll.cli.pull import existing
 from plimsoll.config import Config
@@ -102,21 +102,24 @@ def _writable(path: Path) -> bool:
 
 def _server(link: Link, effective: Config) -> Iterator[Finding]:
     """The server if it answers, else whether it could be started."""
+    # Not the link's own URL: where the configuration is wrong, the defaults stand in for it.
+    url = link.named_url or default_url(effective)
     try:
+        client = link.client_at(url)
         # Closed to those without a key, so it says more than that somebody is there.
-        link.client.get("/admin/models", timeout_s=_PROBE_S)
-        health = link.client.get("/health", timeout_s=_PROBE_S)
+        client.get("/admin/models", timeout_s=_PROBE_S)
+        health = client.get("/health", timeout_s=_PROBE_S)
     except Unauthorised as error:
-        yield Finding(WARNING, "server", f"{link.url} answers, but not to this key: {error.message}")
+        yield Finding(WARNING, "server", f"{url} answers, but not to this key: {error.message}")
     except Unreachable as error:
         if link.named_url:
             yield Finding(PROBLEM, "server", error.message, "start it there, or mend --url or $PLIMSOLL_URL")
         else:
             yield _port(effective)
     except PlimsollError as error:
-        yield Finding(PROBLEM, "server", f"{link.url}: {error.message}")
+        yield Finding(PROBLEM, "server", f"{url}: {error.message}")
     else:
-        yield from _health(link.url, health)
+        yield from _health(url, health)
 
 
 def _health(url: str, health: dict[str, object]) -> Iterator[Finding]:

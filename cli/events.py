@@ -11,20 +11,22 @@ from plimsoll.cli.feed import Lost, follow
 from plimsoll.cli.output import hint, print_json_line
 from plimsoll.journal.lines import local_time
 
+_MOST_EVENTS = "10000"  # what the server gives at once
+
 
 def show_history(client: Client, since_s: float, kind: str | None, *, as_json: bool) -> tuple[int, int]:
     """Print the server's events of the last ``since_s`` seconds; their count and the last one's id come back."""
-    asked = {"since": f"{since_s:g}", "points": "1"} | ({"kind": kind} if kind else {})
+    asked = {"since": str(float(since_s)), "points": _MOST_EVENTS} | ({"kind": kind} if kind else {})
     found = client.get(f"/admin/history?{urlencode(asked)}")["events"]
     for row in found:
         _print(row, as_json=as_json)
     return len(found), max((row["id"] for row in found), default=0)
 
 
-def follow_live(client: Client, kind: str | None, after: int | None, *, as_json: bool) -> None:
-    """Print events as they come, until Ctrl-C; a server that restarts is waited for."""
+def follow_live(client: Client, kind: str | None, after: int | None, *, reached: bool, as_json: bool) -> None:
+    """Print events as they come, until Ctrl-C; a server that was ``reached`` is waited for when it restarts."""
     lost = False
-    for item in follow(client, "journal", after=after):
+    for item in follow(client, "journal", after=after, reached=reached):
         if isinstance(item, Lost):
             if not lost:
                 hint(f"(the server is gone, waiting for it: {item.reason})")

@@ -27,16 +27,16 @@ class Lost(NamedTuple):
     reason: str
 
 
-def follow(client: Client, *only: str, after: int | None = None) -> Iterator[Heard | Lost]:
+def follow(client: Client, *only: str, after: int | None = None, reached: bool = False) -> Iterator[Heard | Lost]:
     """Every event of these kinds from now on; rows of the journal also from the one behind ``after`` on.
 
-    Raises what ``Client`` raises while the server was never reached, and ``Unauthorised`` at any time.
+    Raises what ``Client`` raises while the server was never reached (``reached`` says that it was before), and
+    ``Unauthorised`` at any time.
     """
-    was_there = False
     while True:
         try:
             for heard in _listen(client, only, after):
-                was_there = True
+                reached = True
                 if heard.kind == "journal":
                     after = heard.data["id"]
                 elif heard.kind == "hello":
@@ -45,7 +45,7 @@ def follow(client: Client, *only: str, after: int | None = None) -> Iterator[Hea
                 yield heard
             reason = "it ended the connection"
         except (Unreachable, Refused) as error:
-            if not was_there or isinstance(error, Unauthorised):
+            if not reached or isinstance(error, Unauthorised):
                 raise
             reason = error.message
         yield Lost(reason)

@@ -55,7 +55,11 @@ class Link:
     @functools.cached_property
     def client(self) -> Client:
         """Raises ``ConfigError`` for a key or a configuration that can't be used."""
-        return Client(self.url, find_key(self._key, self._key_file))
+        return self.client_at(self.url)
+
+    def client_at(self, url: str) -> Client:
+        """A client of that server with the key that was given. Raises ``ConfigError`` for one that can't be used."""
+        return Client(url, find_key(self._key, self._key_file))
 
     @property
     def url(self) -> str:

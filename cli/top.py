@@ -17,7 +17,7 @@ from rich.text import Text
 
 from plimsoll.cli.client import Client
 from plimsoll.cli.feed import Heard, Lost, follow
-from plimsoll.cli.top_view import View, render
+from plimsoll.cli.top_view import EVENTS, View, render
 from plimsoll.errors import PlimsollError
 
 _FRAME_S = 0.25
@@ -63,14 +63,14 @@ def watch(client: Client) -> None:
 
 def _with_history(client: Client) -> View:
     view = View(client.url)
-    for row in client.get("/admin/history?since=3600&points=1")["events"]:
+    for row in client.get(f"/admin/history?since=3600&points={EVENTS}")["events"]:
         view.hear(Heard("journal", row))
     return view
 
 
 def _listen(client: Client, after: int | None, heard: "queue.Queue[Heard | Lost | PlimsollError]") -> None:
     try:
-        for item in follow(client, *_KINDS, after=after):
+        for item in follow(client, *_KINDS, after=after, reached=True):
             heard.put(item)
     except PlimsollError as error:
         heard.put(error)

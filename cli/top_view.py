@@ -16,7 +16,7 @@ from plimsoll.journal.lines import size
 _COLOURS = {"normal": "green", "warning": "yellow", "critical": "red", "emergency": "bold red"}
 _SEVERITIES = {"warning": "yellow", "error": "red"}
 _THRESHOLDS = ("warning", "critical", "emergency")
-_EVENTS = 8
+EVENTS = 8
 _BAR_FIGURES = 34  # what stands beside the bar
 _HEADS = ("MODEL", "STATE", "MEMORY", "BUSY", "QUEUE", "TOK/S", "UNLOADS")
 
@@ -29,7 +29,7 @@ class View:
         self.hello: dict[str, Any] = {}
         self.sample: dict[str, Any] = {}
         self.models: list[dict[str, Any]] | None = None
-        self.events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
+        self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
         self.lost = ""
 
     @property

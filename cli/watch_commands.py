@@ -47,7 +47,7 @@ def events(
         if since or not follow:
             count, last = it.show_history(link.client, since_s, chosen, as_json=as_json)
         if follow:
-            it.follow_live(link.client, chosen, last or None, as_json=as_json)
+            it.follow_live(link.client, chosen, last or None, reached=bool(since), as_json=as_json)
     else:
         count = _out_of_the_black_box(link, since_s, chosen, as_json=as_json)
     if not count:

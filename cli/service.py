@@ -1,0 +1,90 @@
+"""``plimsoll service``: have launchd or systemd run the server for this user."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from plimsoll.cli.link import AsJson, ConfigFile
+from plimsoll.cli.output import NO_SERVER, hint, print_json
+
+if TYPE_CHECKING:
+    from plimsoll.cli.service_files import Service
+    from plimsoll.cli.service_managers import Manager
+
+app = typer.Typer(name="service", help="Have launchd or systemd run the server for this user.", no_args_is_help=True)
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and do nothing.")]
+
+
+@app.command()
+def install(file: ConfigFile = None, *, dry_run: DryRun = False) -> None:
+    """Write the service's file, start it now and at every login."""
+    manager, service = _manager(), describe(file)
+    if dry_run:
+        typer.echo(f"# {manager.path}")
+        typer.echo(manager.text(service), nl=False)
+        return
+    if manager.install(service):
+        typer.echo(f"installed and started: {manager.path}")
+    else:
+        typer.echo(f"already installed and running: {manager.path}")
+    if sys.platform == "linux":
+        hint("it ends with your last session unless you allow it to stay: loginctl enable-linger")
+
+
+@app.command()
+def uninstall(*, dry_run: DryRun = False) -> None:
+    """Stop the service and remove its file. Configuration, models and logs stay."""
+    manager = _manager()
+    if dry_run:
+        typer.echo(f"would stop it and remove {manager.path}" if manager.path.exists() else "nothing is installed")
+        return
+    typer.echo(f"stopped and removed: {manager.path}" if manager.uninstall() else "nothing is installed")
+
+
+@app.command()
+def status(file: ConfigFile = None, *, as_json: AsJson = False) -> None:
+    """Say whether it is installed and runs; exit code 3 if it does not."""
+    found = _manager().status(describe(file))
+    if as_json:
+        print_json(msgspec.structs.asdict(found))
+    else:
+        typer.echo(f"file     {found.path}{'' if found.installed else ' (not there)'}")
+        typer.echo(f"service  {found.state}{f', pid {found.pid}' if found.pid else ''}")
+        if found.installed and not found.current:
+            hint("the file is not what would be written now: plimsoll service install brings it up to date")
+    if not found.running:
+        raise typer.Exit(NO_SERVER)
+
+
+def describe(file: Path | None) -> "Service":
+    """The installation that runs right now: this interpreter, this configuration. Raises ``ConfigError``."""
+    from plimsoll import config  # noqa: PLC0415 - as in server_commands
+    from plimsoll.actors.system import STOP_MARGIN_S  # noqa: PLC0415
+    from plimsoll.cli.service_files import Service, stop_seconds  # noqa: PLC0415
+    from plimsoll.journal.places import log_file  # noqa: PLC0415
+
+    path = config.find_user_file(file)
+    effective = config.load(path)
+    log = log_file(effective.logging.file) or log_file(None)
+    assert log is not None  # noqa: S101 - null is a place
+    return Service(
+        # Not resolved: a virtual environment's interpreter is a link out of it.
+        python=Path(sys.executable).absolute(),
+        config=path.absolute() if path else None,
+        errors=log.absolute().with_name("plimsoll.stderr.log"),
+        stop_s=stop_seconds(effective.server.shutdown_grace, STOP_MARGIN_S),
+    )
+
+
+def _manager() -> "Manager":
+    from plimsoll.cli.service_managers import Launchd, ServiceFailed, Systemd  # noqa: PLC0415
+
+    if sys.platform == "darwin":
+        return Launchd(Path.home(), os.getuid())
+    if sys.platform == "linux":
+        return Systemd(Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser())
+    raise ServiceFailed(f"there is no service manager that Plimsoll knows on {sys.platform}")
