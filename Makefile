@@ -1,4 +1,4 @@
-# make serve | test | lint | wheel | lock | audit. Everything lives in .venv, made from the newest Python >= 3.11 found.
+# make serve | test | lint | wheel | lock | audit | bench. Everything lives in .venv, made from the newest Python >= 3.11 found.
 SHELL := /bin/sh
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -11,7 +11,7 @@ LOCKED = $(PIP) --only-binary :all: --require-hashes --requirement
 SELF   = $(PIP) --no-deps --no-build-isolation --editable .
 ARGS  ?=
 
-.PHONY: serve test lint format wheel lock audit clean
+.PHONY: serve test lint format wheel lock audit bench clean
 
 serve: $(VENV)/.serve
 	@exec $(BIN)/plimsoll serve $(ARGS)
@@ -40,6 +40,10 @@ audit: | $(VENV)/.made
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(BIN)/python -m venv "$$folder" && \
 	"$$folder/bin/python" -m pip --disable-pip-version-check install -qq pip-audit && \
 	"$$folder/bin/pip-audit" --strict --disable-pip --require-hashes --requirement requirements-dev.txt $(ARGS)
+
+# Half an hour on a quiet machine; the table goes into docs/speed.md.
+bench: $(VENV)/.dev
+	@$(BIN)/python ops/bench/speed.py --write $(ARGS)
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _USAGE = re.compile(rb'"completion_tokens": ?(\d+)')
+_PROMPT = re.compile(rb'"prompt_tokens": ?(\d+)')
 _CACHED = re.compile(rb'"cached_tokens": ?(\d+)')
 _TEXT = (b'"content":"', b'"content": "')
 _EMPTY = (b'"content":""', b'"content": ""')
@@ -22,6 +23,8 @@ class Answer:
     ended: float = 0.0
     tokens: int = 0
     cached: int = 0
+    prompt_tokens: int = 0
+    text: str = ""
     status: int = 0
     error: str = ""
 
@@ -35,11 +38,12 @@ class Answer:
 
 
 class _Stream(asyncio.Protocol):
-    def __init__(self, request: bytes, answer: Answer, *, timed: bool) -> None:
+    def __init__(self, request: bytes, answer: Answer, *, timed: bool, texts: bool) -> None:
         self._request = request
         self._answer = answer
         self._timed = timed
         self._tail = b""
+        self._all: list[bytes] | None = [] if texts else None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
@@ -55,6 +59,8 @@ class _Stream(asyncio.Protocol):
             shown = sum(map(data.count, _TEXT)) - sum(map(data.count, _EMPTY))
             if shown > 0:
                 answer.times += [time.perf_counter()] * shown
+        if self._all is not None:
+            self._all.append(data)
         self._tail = (self._tail + data)[-2000:]
         if b"[DONE]" in data or (answer.status >= 400 and b"}" in data):
             self._finish()
@@ -73,20 +79,36 @@ class _Stream(asyncio.Protocol):
             answer.tokens = int(counts[-1])
         if cached := _CACHED.findall(self._tail):
             answer.cached = int(cached[-1])
+        if prompts := _PROMPT.findall(self._tail):
+            answer.prompt_tokens = int(prompts[-1])
+        if self._all is not None:
+            answer.text = _text(b"".join(self._all))
         if answer.status >= 400:
             answer.error = self._tail.decode("utf-8", "replace")
         self._transport.close()
         self.done.set_result(None)
 
 
-async def stream(host: str, port: int, body: dict[str, Any], *, timed: bool = True) -> Answer:
-    """One streamed chat on a connection of its own."""
-    answer = Answer()
+def _text(received: bytes) -> str:
+    """What was said, from the events of one answer."""
+    said = ""
+    for line in received.decode("utf-8", "replace").splitlines():
+        if line.startswith("data: {"):
+            for choice in json.loads(line[6:]).get("choices", []):
+                said += choice.get("delta", {}).get("content") or ""
+    return said
+
+
+async def stream(
+    host: str, port: int, body: dict[str, Any], *, timed: bool = True, texts: bool = False, answer: Answer | None = None
+) -> Answer:
+    """One streamed chat on a connection of its own; a given ``answer`` can be watched as it grows."""
+    answer = answer or Answer()
     whole = {**body, "stream": True, "stream_options": {"include_usage": True}}
     request = post(host, "/v1/chat/completions", whole, close=True)
     try:
         _, protocol = await asyncio.get_running_loop().create_connection(
-            lambda: _Stream(request, answer, timed=timed), host, port
+            lambda: _Stream(request, answer, timed=timed, texts=texts), host, port
         )
     except OSError as error:
         answer.error = str(error)
@@ -105,8 +127,9 @@ def post(host: str, path: str, body: dict[str, Any], *, close: bool = False) -> 
 class KeepAlive(asyncio.Protocol):
     """One connection that sends ``request`` again as soon as it is answered, until told to stop."""
 
-    def __init__(self, request: bytes) -> None:
+    def __init__(self, request: bytes, pause_s: float) -> None:
         self._request = request
+        self._pause_s = pause_s
         self._buffer = b""
         self._length = -1
         self._sent = 0.0
@@ -120,6 +143,9 @@ class KeepAlive(asyncio.Protocol):
         self._send()
 
     def _send(self) -> None:
+        if self.stopping:
+            self._transport.close()
+            return
         self._buffer, self._length = b"", -1
         self._sent = time.perf_counter()
         self._transport.write(self._request)
@@ -138,6 +164,8 @@ class KeepAlive(asyncio.Protocol):
         self.failures += not self._buffer.startswith(b"HTTP/1.1 200")
         if self.stopping:
             self._transport.close()
+        elif self._pause_s:
+            asyncio.get_running_loop().call_later(self._pause_s, self._send)
         else:
             self._send()
 
@@ -148,10 +176,12 @@ class KeepAlive(asyncio.Protocol):
             self.closed.set_result(None)
 
 
-async def repeat(host: str, port: int, request: bytes, connections: int, seconds: float) -> tuple[list[float], int]:
+async def repeat(
+    host: str, port: int, request: bytes, connections: int, seconds: float, *, pause_s: float = 0.0
+) -> tuple[list[float], int]:
     """Keep ``connections`` busy for that long: the latencies in seconds and how many requests failed."""
     loop = asyncio.get_running_loop()
-    made = [await loop.create_connection(lambda: KeepAlive(request), host, port) for _ in range(connections)]
+    made = [await loop.create_connection(lambda: KeepAlive(request, pause_s), host, port) for _ in range(connections)]
     await asyncio.sleep(seconds)
     for _, protocol in made:
         protocol.stopping = True

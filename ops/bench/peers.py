@@ -21,6 +21,8 @@ from served import Served
 from plimsoll.engine.environment import find_openblas
 
 MODEL = "model"
+QUIET = {"file": "none", "blackbox": "none"}
+Message = dict[str, str]
 _START_S = 180.0
 _DENSE = """
 import shutil, sys
@@ -46,22 +48,37 @@ def environment() -> dict[str, str]:
     return {**os.environ, **({"LD_PRELOAD": library} if library else {})}
 
 
+class Setup:
+    """The models and the scratch folder of one run; ``rounds`` is how often the candidates take turns."""
+
+    def __init__(self, cache_dir: Path, scratch: Path, rounds: int) -> None:
+        self.scratch = scratch
+        self.rounds = rounds
+        self.quantized = cache_dir / "builtin" / "smollm2-135m"
+        if not self.quantized.exists():
+            raise SystemExit("the built-in model is not here yet: run make serve once, it fetches it")
+        self.dense = dense_weights(self.quantized, cache_dir / "bench" / "smollm2-135m-float32")
+
+
 class Plimsoll:
-    """The server as a user starts it, with one more entry: the folder that all share."""
+    """The server as a user starts it, with one entry: the folder that all share."""
 
     name = "Plimsoll"
 
-    def __init__(self, folder: Path, scratch: Path, **settings: Any) -> None:
-        entries = {MODEL: {"source": str(folder)}, **settings.pop("entries", {})}
-        models = {"builtin": False, "entries": entries}
-        self.served = Served(scratch, {"models": models, **settings})
+    def __init__(
+        self, setup: Setup, *, folder: Path | None = None, entries: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
+        named = {MODEL: {"source": str(folder or setup.dense)}, **(entries or {})}
+        models = {"builtin": False, "cache_dir": str(setup.scratch / "cache"), "entries": named}
+        models |= settings.pop("models", {})
+        self.served = Served(setup.scratch, {"logging": QUIET, "models": models, **settings})
         self.host, self.port, self.model = self.served.host, self.served.port, MODEL
 
-    def rss_mb(self) -> float:
-        return self.served.rss_all_mb()
+    def memory_mb(self, kind: str = "rss") -> float:
+        return self.served.memory_mb(kind)
 
     def close(self) -> None:
-        self.served.close()
+        self.served.stop()
 
 
 class MlxLmServer:
@@ -86,8 +103,8 @@ class MlxLmServer:
             time.sleep(0.1)
         raise RuntimeError("mlx_lm.server did not start")
 
-    def rss_mb(self) -> float:
-        return float(self.process.memory_info().rss) / 1e6
+    def memory_mb(self, kind: str = "rss") -> float:
+        return float(getattr(self.process.memory_full_info(), kind)) / 1e6
 
     def close(self) -> None:
         self.process.terminate()
@@ -111,30 +128,33 @@ class Ceiling:
         )
         assert self.process.stdout.readline() == "ready\n"
 
-    def run(self, prompts: list[list[dict[str, str]]], max_tokens: int) -> list[Answer]:
+    def run(self, prompts: list[list[Message]], max_tokens: int) -> list[Answer]:
         self.process.stdin.write(json.dumps({"prompts": prompts, "max_tokens": max_tokens}) + "\n")
         self.process.stdin.flush()
         told = json.loads(self.process.stdout.readline())
         return [Answer(0.0, times, times[-1], len(times), 0, 200) for times in told["times"]]
-
-    def rss_mb(self) -> float:
-        return float(self.process.memory_info().rss) / 1e6
 
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait(30)
 
 
-def ask(peer: Plimsoll | MlxLmServer | Ceiling, prompts: list[list[dict[str, str]]], max_tokens: int) -> list[Answer]:
-    """All prompts at once, greedily, each streamed; the answers in their order."""
+Peer = Plimsoll | MlxLmServer | Ceiling
+
+
+def ask(
+    peer: Peer, prompts: list[list[Message]], max_tokens: int, *, model: str = "", texts: bool = False
+) -> list[Answer]:
+    """All prompts at once, greedily, each streamed; the answers in their order, with what they say if ``texts``."""
     if isinstance(peer, Ceiling):
         return peer.run(prompts, max_tokens)
     bodies = [
-        {"model": peer.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0} for messages in prompts
+        {"model": model or peer.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+        for messages in prompts
     ]
 
     async def together() -> list[Answer]:
-        return list(await asyncio.gather(*(stream(peer.host, peer.port, body) for body in bodies)))
+        return list(await asyncio.gather(*(stream(peer.host, peer.port, body, texts=texts) for body in bodies)))
 
     answers = uvloop.run(together())
     for answer in answers:

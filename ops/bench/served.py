@@ -32,7 +32,7 @@ class Served:
         assert self.process.stdout
         found = re.search(r"http://([\d.]+):(\d+)", self.process.stdout.readline())
         assert found, "the server did not start"
-        self._address = found[1], int(found[2])
+        self.host, self.port = found[1], int(found[2])
         self.front = psutil.Process(self.process.pid)
 
     def __enter__(self) -> Self:
@@ -52,7 +52,7 @@ class Served:
         self, method: str, path: str, body: Any = None, *, timeout_s: float = 30.0
     ) -> Iterator[http.client.HTTPResponse]:
         """One request on a connection of its own; ``timeout_s`` is the longest silence."""
-        connection = http.client.HTTPConnection(*self._address, timeout=timeout_s)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
         try:
             data = None if body is None else json.dumps(body)
             connection.request(method, path, data, {"Content-Type": "application/json", "Connection": "close"})
@@ -68,9 +68,23 @@ class Served:
     def health(self) -> dict[str, Any]:
         return self._json("/health")
 
+    def load(self, model: str) -> None:
+        with self.request("POST", f"/admin/models/{model}/load", timeout_s=300) as response:
+            response.read()
+
     def unload(self, model: str) -> None:
         with self.request("POST", f"/admin/models/{model}/unload", {"grace_s": 0}) as response:
             response.read()
+
+    def cpu_s(self) -> float:
+        """CPU time of the front alone."""
+        times = self.front.cpu_times()
+        return float(times.user + times.system)
+
+    def memory_mb(self, kind: str = "rss") -> float:
+        """Memory of the front and all workers; ``pss`` counts what they share once."""
+        processes = [self.front, *self.workers()]
+        return sum(float(getattr(process.memory_full_info(), kind)) for process in processes) / 1e6
 
     def workers(self) -> list[psutil.Process]:
         """The front's children that still run."""

@@ -1,0 +1,57 @@
+"""Plimsoll, mlx_lm.server and the raw BatchGenerator loop side by side: ``make bench``, about half an hour.
+
+Each figure comes out of one run on the same float32 weights of the built-in model and the same BLAS, the candidates
+taking turns. ``--only NAME,...`` measures some of it, ``--write`` puts the table and the picture into docs/. Needs a
+quiet machine.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import carried
+import conversations
+import picture
+import streams
+import switching
+from peers import Setup
+from report import Report, machine
+
+from plimsoll import config
+from plimsoll.catalog import default_cache_dir
+
+ROOT = Path(__file__).parents[2]
+SECTIONS: dict[str, Callable[[Setup, Report], None]] = {
+    "streams": streams.measure,
+    "quantized": streams.measure_quantized,
+    "admission": conversations.measure_admission,
+    "turns": conversations.measure_turns,
+    "switch": switching.measure_switch,
+    "memory": switching.measure_memory,
+    "front": carried.measure,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default=",".join(SECTIONS), help=", ".join(SECTIONS))
+    parser.add_argument("--rounds", type=int, default=3, help="how often the candidates take turns")
+    parser.add_argument("--write", action="store_true", help="write docs/speed.md and docs/images/speed.svg")
+    options = parser.parse_args()
+    report = Report()
+    print(machine())
+    with tempfile.TemporaryDirectory() as scratch:
+        setup = Setup(default_cache_dir(config.load()), Path(scratch), options.rounds)
+        for name in options.only.split(","):
+            print(f"-- {name}")
+            SECTIONS[name](setup, report)
+    if options.write:
+        picture.write(ROOT / "docs/images/speed.svg", report)
+        picture.write_table(ROOT / "docs/speed.md", report, f"{machine()}; {options.rounds} rounds")
+    print(f"{len(report.missed)} targets missed" + "".join(f"\n  {figure}" for figure in report.missed))
+    raise SystemExit(bool(report.missed))
+
+
+if __name__ == "__main__":
+    main()
