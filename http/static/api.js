@@ -3,10 +3,9 @@
 const KEY = "plimsoll.key";
 
 export class ApiError extends Error {
-  constructor(message, status = 0, retryAfter = null) {
+  constructor(message, status = 0) {
     super(message);
     this.status = status;
-    this.retryAfter = retryAfter;
   }
 }
 
@@ -34,7 +33,7 @@ export async function send(path, { body, signal, method = body === undefined ? "
   }
   if (response.ok) return response;
   if (response.status === 401) access.dispatchEvent(new Event("unauthorized"));
-  throw new ApiError(await reason(response), response.status, Number(response.headers.get("retry-after")) || null);
+  throw new ApiError(await reason(response), response.status);
 }
 
 export const get = async (path, options) => (await send(path, options)).json();

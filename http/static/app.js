@@ -52,6 +52,8 @@ feed.addEventListener("connection", ({ detail }) => {
 // ---- key, theme
 
 const reconnect = () => feed.start();
+// The thresholds come with the greeting only.
+feed.addEventListener("journal", ({ detail }) => detail.kind === "config_reloaded" && reconnect());
 watchAccess(reconnect);
 find("#key").addEventListener("click", () => askForKey(reconnect, hasKey() ? "A key is kept in this browser." : "For servers that ask for one."));
 

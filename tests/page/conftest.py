@@ -36,15 +36,19 @@ class Site:
 
     def __init__(self, folder: Path, entries: dict[str, Any], sections: dict[str, Any]) -> None:
         plain = {name: {"source": entry} if isinstance(entry, str) else entry for name, entry in entries.items()}
-        settings = {
+        self._settings = {
             "server": {"port": 0, "keepalive": "100ms"},
             "models": {"builtin": False, "cache_dir": str(folder), "entries": plain},
             "logging": {"file": "none", "blackbox": str(folder / "blackbox.sqlite")},
         }
         self._file = folder / "plimsoll.yaml"
-        self._file.write_text(json.dumps(settings | sections))  # JSON is YAML
         self._process: subprocess.Popen[str] | None = None
         self.url = ""
+        self.configure(**sections)
+
+    def configure(self, **sections: Any) -> None:
+        """Write its file anew, for a start or a reload to read."""
+        self._file.write_text(json.dumps(self._settings | sections))  # JSON is YAML
 
     def start(self) -> None:
         port = urlsplit(self.url).port or 0

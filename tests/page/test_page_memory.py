@@ -2,6 +2,7 @@
 
 import re
 
+import httpx
 from playwright.sync_api import expect
 
 SMALL = "fake:hold=10MiB"
@@ -63,6 +64,17 @@ def test_ranges_are_chosen_by_buttons_and_by_dragging_in_the_plot(serve, visit):
     page.locator("#ranges").get_by_role("button", name="back to now").click()
     expect(day).to_have_attribute("aria-pressed", "true")
     expect(page.locator("#events-list li").first).to_be_visible()
+
+
+def test_new_thresholds_are_there_after_a_reload(serve, visit):
+    site = serve({}, memory={"warning_percent": 85})
+    page = visit(site).page
+    mark = page.locator("#hold .mark.warning")
+    expect(mark).to_have_attribute("title", "warning from 85 %")
+    site.configure(memory={"warning_percent": 60})
+    httpx.post(f"{site.url}/admin/reload").raise_for_status()
+    expect(mark).to_have_attribute("title", "warning from 60 %")
+    expect(page.locator("#events-list li", has_text="memory.warning_percent")).to_have_count(1)
 
 
 def test_the_page_survives_a_restart_of_its_server(serve, visit):

@@ -134,3 +134,33 @@ def test_it_can_all_be_done_with_the_keyboard(serve, visit, card):
     expect(page.locator("#shown")).to_contain_text(" to ")
     page.keyboard.press("Escape")
     expect(page.locator("#shown")).to_be_empty()
+
+
+def test_every_plan_is_told_in_words(serve, visit):
+    page = visit(serve({})).page
+    told = page.evaluate(
+        """async () => {
+          const { loadQuestion, fetchQuestion, cleanupVictims } = await import("/static/plans.js");
+          const plan = { model: "x", required_gb: 4.1, available_gb: 1, percent_after: 80, evict: [], blockers: [] };
+          const ask = (verdict) => loadQuestion({ ...plan, verdict });
+          const model = (name, state, idle_s, pinned = false) => ({ name, state, idle_s, pinned });
+          const models = [model("a", "ready", 50), model("b", "busy"), model("c", "ready", 9), model("d", "cold")];
+          const pinned = [model("p", "ready", 99, true), model("q", "ready", 5), model("r", "ready", 1)];
+          return {
+            load: ask("load"),
+            wait: ask("wait").body[0],
+            refuse: ask("refuse").body[1],
+            fetch: fetchQuestion("x", "the files of x are not here yet").body[0],
+            idle: [cleanupVictims(models, false), cleanupVictims(pinned, false)],
+            all: cleanupVictims(models, true),
+          };
+        }"""
+    )
+    assert told == {
+        "load": None,
+        "wait": "x needs 4.1 GB and 1.0 GB may be granted now. It loads as soon as a model that is leaving is gone.",
+        "refuse": "Other programs hold the memory.",
+        "fetch": "the files of x are not here yet.",
+        "idle": [["a", "c"], ["q"]],
+        "all": ["a", "b", "c"],
+    }
