@@ -124,7 +124,7 @@ class Client:
             connection.request(method, self._prefix + path, body.encode() if body else None, headers)
             response = connection.getresponse()
             # /health answers 503 with a body of its own.
-            if response.status >= 400 and not (response.status == 503 and path == "/health"):
+            if response.status >= 400 and not (response.status == 503 and path.startswith("/health")):
                 raise _refusal(response)
             yield response
         except (OSError, http.client.HTTPException, ValueError) as error:

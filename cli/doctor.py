@@ -108,7 +108,7 @@ def _server(link: Link, effective: Config) -> Iterator[Finding]:
         client = link.client_at(url)
         # Closed to those without a key, so it says more than that somebody is there.
         client.get("/admin/models", timeout_s=_PROBE_S)
-        health = client.get("/health", timeout_s=_PROBE_S)
+        health = client.get("/health?cleanup=no", timeout_s=_PROBE_S)
     except Unauthorised as error:
         yield Finding(WARNING, "server", f"{url} answers, but not to this key: {error.message}")
     except Unreachable as error:

@@ -156,6 +156,14 @@ def test_the_shell_completes_commands_models_and_kinds_of_events(shell, plimsoll
     assert completions(plimsoll, "plimsoll plan m", PLIMSOLL_CONFIG="/no/such.yaml") == []
 
 
+def test_the_documentation_has_every_command(plimsoll):
+    listed = plimsoll("--help").stdout.partition("Commands:")[2].splitlines()
+    table = (Path(config.__file__).parent / "docs" / "cli.md").read_text(encoding="utf-8")
+    commands = [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "]
+    assert len(commands) > 15
+    assert [name for name in commands if f"`{name}" not in table] == []
+
+
 def test_no_client_command_imports_what_makes_it_slow():
     code = """
 import sys
