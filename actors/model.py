@@ -16,9 +16,9 @@ import pykka
 from plimsoll.actors import messages as m
 from plimsoll.actors.exits import LOAD_COOL_DOWN_S, Failures, describe, explain
 from plimsoll.actors.hang_watch import HangCheck, HangWatch, Hung
+from plimsoll.actors.idleness import IdleCheck, Idleness
 from plimsoll.actors.messages import LEAVING, LOADED, SERVING, State
 from plimsoll.actors.requests import Requests
-from plimsoll.actors.timers import Timer
 from plimsoll.actors.worker_life import Effects, Escalate, WorkerLife
 from plimsoll.engine import protocol as p
 from plimsoll.errors import (
@@ -36,11 +36,6 @@ from plimsoll.journal import events
 from plimsoll.memory.plan import Need
 from plimsoll.memory.report import out_of_memory
 
-# When a busy model is looked at again whose idle TTL has passed meanwhile.
-_BUSY_RECHECK_S = 1.0
-# What rounding may leave of a TTL that has passed.
-_NO_TIME_S = 1e-3
-
 
 class ModelSettings(msgspec.Struct, frozen=True):
     """What one ModelActor has to know of the configuration; times in seconds."""
@@ -57,10 +52,6 @@ class Weighed(m.Message, frozen=True):
 
     needs: tuple[Need, ...]
     error: str
-
-
-class IdleCheck(m.Message, frozen=True):
-    """Timer: the idle TTL may have passed."""
 
 
 class DrainDeadline(m.Message, frozen=True):
@@ -81,7 +72,7 @@ class ModelActor(pykka.ThreadingActor):
     def __init__(self, settings: ModelSettings, supervisor: m.Ref, effects: Effects) -> None:
         super().__init__()
         self._settings = settings
-        self._rules = settings.rules
+        self._critical_grace_s = settings.rules.critical_grace_s
         self._name = settings.source.name
         self._supervisor = supervisor
         self._timers = effects.timers
@@ -89,12 +80,12 @@ class ModelActor(pykka.ThreadingActor):
         self._weigh = effects.weigh
         self._worker = WorkerLife(self._name, self.actor_ref, effects, settings.stop_grace_s)
         self._hangs = HangWatch(self.actor_ref, effects.timers, effects.activity, settings.hang_after_s)
+        self._idleness = Idleness(self.actor_ref, effects.timers, settings.rules)
         # Running answers and waiting requests share one bound: the batch in front of the queue is part of it.
         self._requests = Requests(settings.rules.queue + settings.options.max_batch)
         self._state = State.COLD
         self._progress = m.Waiting("queue")
         self._info: p.ModelInfo | None = None
-        self._last_used = effects.timers.now()
         self._mlx_bytes = 0
         self._fetched = False
         self._failures = Failures()
@@ -102,9 +93,6 @@ class ModelActor(pykka.ThreadingActor):
         self._leave_reason = ""
         self._leave_error: PlimsollError = ModelUnloaded(f"{self._name} was unloaded; ask again to load it")
         self._drain_until = 0.0
-        self._idle_timer: Timer | None = None
-        self._idle_ttl_s = settings.rules.idle_ttl_s
-        self._pinned = settings.rules.pin
         self._published: m.ModelStatus | None = None
         self._handlers: dict[type, Callable[[Any], object]] = {
             m.FromWorker: self._on_event,
@@ -182,7 +170,7 @@ class ModelActor(pykka.ThreadingActor):
             text = f"{self._name} has {count} requests already; try again shortly or raise models.queue"
             chat.reply.send(m.Failed(QueueFull(text, retry_after_s=1.0)))
         else:
-            self._last_used = now
+            self._idleness.used()
             self._requests.add(chat)
             if self._state in SERVING:
                 self._start_requests()
@@ -203,7 +191,7 @@ class ModelActor(pykka.ThreadingActor):
         """READY or BUSY by what runs; a draining model that has become idle stops."""
         if self._state in SERVING:
             self._state = State.BUSY if self._requests.running else State.READY
-            if self._state == State.READY and self._idle_ttl_s == 0 and not self._pinned:
+            if self._state == State.READY and self._idleness.ttl_s == 0:
                 self._leave("not kept alive", self._leave_error, 0.0)
         elif self._state == State.DRAINING and not self._requests.running:
             self._stop_worker()
@@ -271,7 +259,7 @@ class ModelActor(pykka.ThreadingActor):
     def _on_step(self, step: p.Step) -> None:
         self._requests.deliver(step)
         if step.endings:
-            self._last_used = self._timers.now()
+            self._idleness.used()
             self._settle()
 
     def _on_prefill(self, event: p.PrefillProgress) -> None:
@@ -286,7 +274,7 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_embedded(self, event: p.Embedded) -> None:
         self._requests.embedded(event)
-        self._last_used = self._timers.now()
+        self._idleness.used()
         self._settle()
 
     def _on_trimmed(self, event: p.Trimmed) -> None:
@@ -309,8 +297,8 @@ class ModelActor(pykka.ThreadingActor):
             return
         self._info = event.info
         self._state = State.READY
-        self._last_used = self._timers.now()
-        self._arm_idle_check(self._idle_ttl_s)
+        self._idleness.used()
+        self._idleness.watch()
         self._start_requests()
 
     @property
@@ -349,7 +337,7 @@ class ModelActor(pykka.ThreadingActor):
         # What has not answered anything yet may be asked again, but only once: it may be what the worker died of.
         self._requests.requeue_untouched()
         self._requests.fail_running(error)
-        wanted = bool(self._requests.waiting) or self._pinned
+        wanted = bool(self._requests.waiting) or self._idleness.pinned
         now = self._timers.now()
         self._rest(error, self._failures.died(error, loading=loading, wanted=wanted, now=now, hung_s=hung_s))
         if not hung_s:
@@ -375,14 +363,14 @@ class ModelActor(pykka.ThreadingActor):
         self._state, delay_s = verdict
         if self._state == State.FAILED:
             self._requests.fail_all(error)
-        if self._state == State.BACKOFF or (self._state == State.FAILED and self._pinned):
+        if self._state == State.BACKOFF or (self._state == State.FAILED and self._idleness.pinned):
             self._timers.tell_later(delay_s, self.actor_ref, BackoffOver())
 
     # ---- leaving
 
     def _on_unload(self, message: m.Unload) -> None:
         # It may have been pinned since the decision, too.
-        if message.if_idle and (self._requests.running or self._requests.waiting or self._pinned):
+        if message.if_idle and (self._requests.running or self._requests.waiting or self._idleness.pinned):
             m.tell(self._supervisor, m.Stays(self._name))
             return
         if message.hand_back:
@@ -393,7 +381,7 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_critical(self, message: m.MemoryCritical) -> None:
         error = out_of_memory(message.sample, f"{self._name} is unloaded because memory is critically full")
-        self._leave("critical", error, self._rules.critical_grace_s)
+        self._leave("critical", error, self._critical_grace_s)
 
     def _on_emergency(self, message: m.MemoryEmergency) -> None:
         error = out_of_memory(message.sample, f"{self._name} was stopped because memory is almost exhausted")
@@ -438,46 +426,28 @@ class ModelActor(pykka.ThreadingActor):
     # ---- idleness
 
     def _on_keep_alive(self, message: m.KeepAlive) -> None:
-        self._idle_ttl_s = message.seconds
-        self._arm_idle_check_again()
+        self._idleness.keep(message.seconds)
+        self._watch_idleness()
 
     def _on_pin(self, message: m.Pin) -> None:
-        self._pinned = message.pinned
-        self._arm_idle_check_again()
+        self._idleness.pinned = message.pinned
+        self._watch_idleness()
         if message.pinned and self._state == State.FAILED:
             self._request_load()  # nobody set a timer for that while it was not pinned
 
     def _on_rules(self, message: m.Rules) -> None:
-        """What the file says newly goes before what was set while it ran; where it says the same, that stays."""
-        before, self._rules = self._rules, message
+        self._critical_grace_s = message.critical_grace_s
         self._requests.limit = message.queue + self._settings.options.max_batch
-        if message.pin != before.pin:
-            self._pinned = message.pin
-        if message.idle_ttl_s != before.idle_ttl_s:
-            self._idle_ttl_s = message.idle_ttl_s
-        self._arm_idle_check_again()
+        self._idleness.follow(message)
+        self._watch_idleness()
 
-    def _arm_idle_check_again(self) -> None:
+    def _watch_idleness(self) -> None:
         if self._state in SERVING:
-            ttl_s = self._idle_ttl_s
-            self._arm_idle_check(None if ttl_s is None else max(0.0, self._last_used + ttl_s - self._timers.now()))
-
-    def _arm_idle_check(self, delay_s: float | None) -> None:
-        if self._idle_timer:
-            self._idle_timer.cancel()
-        if delay_s is not None and not self._pinned:
-            self._idle_timer = self._timers.tell_later(delay_s, self.actor_ref, IdleCheck())
+            self._idleness.watch()
 
     def _on_idle_check(self, _: IdleCheck) -> None:
-        ttl_s = self._idle_ttl_s
-        if ttl_s is None or self._pinned or self._state not in SERVING:
-            return
-        left_s = ttl_s - (self._timers.now() - self._last_used)
-        if self._state == State.READY and left_s < _NO_TIME_S:
+        if self._state in SERVING and self._idleness.is_over(busy=self._state == State.BUSY):
             self._leave("idle", self._leave_error, 0.0)
-        else:
-            # One timer for a whole life: it is set again for what is left, not at every request.
-            self._arm_idle_check(left_s if left_s >= _NO_TIME_S else max(ttl_s, _BUSY_RECHECK_S))
 
     # ---- what others see
 
@@ -491,10 +461,10 @@ class ModelActor(pykka.ThreadingActor):
             self._state,
             active=self._requests.running,
             queued=self._requests.waiting,
-            pinned=self._pinned,
+            pinned=self._idleness.pinned,
             pid=self._worker.pid,
-            last_used=self._last_used,
-            idle_ttl_s=None if self._pinned else self._idle_ttl_s,
+            last_used=self._idleness.last_used,
+            idle_ttl_s=self._idleness.ttl_s,
             stage=self._progress.stage if loading else "",
             done_bytes=self._progress.done if loading else 0,
             total_bytes=self._progress.total if loading else 0,

@@ -179,7 +179,7 @@ class Machine(RuleBasedStateMachine):
         if worker.told or worker.poisoned or worker.pid in self.hung or isinstance(self.stage.handling, self.fakes.Bug):
             return
         busy = bool(worker.open)
-        pinned = any(actor._pinned for actor in self.stage.actors if getattr(actor, "_name", "") == name)
+        pinned = any(actor._idleness.pinned for actor in self.stage.actors if getattr(actor, "_name", "") == name)
         if not (busy or pinned):
             return
         reasons = [self.may_stop[name]] if name in self.may_stop else []
