@@ -13,6 +13,7 @@ import pykka
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.admission import Admission
+from plimsoll.actors.dead_letters import answer_dead_letters
 from plimsoll.actors.keeper import SILENT_S, Keeper, LookAfterWatchdog
 from plimsoll.actors.messages import LOADED, SERVING, State
 from plimsoll.actors.slot import Slot
@@ -134,16 +135,7 @@ class Supervisor(pykka.ThreadingActor):
         self._spare.dismiss()
         error = ShuttingDown("the server is stopping", retry_after_s=5.0)
         self._admission.close(error)
-        # pykka drops what is left in a dead actor's mailbox; a request there must still get its ending.
-        left = []
-        while not self.actor_inbox.empty():
-            left.append(self.actor_inbox.get())
-        for envelope in left:
-            message = envelope.message.chat if isinstance(envelope.message, m.Handback) else envelope.message
-            if envelope.reply_to is not None:
-                self.actor_inbox.put(envelope)  # pykka's own: whoever asked waits for its answer
-            elif (reply := getattr(message, "reply", None)) is not None:
-                reply.send(m.Failed(error))
+        answer_dead_letters(self, error)
 
     # ---- requests
 
