@@ -7,6 +7,7 @@ from plimsoll.actors.hang_watch import Hung
 from plimsoll.actors.messages import State, WorkerExited
 from plimsoll.engine.protocol import EngineError, LoadError
 from plimsoll.errors import InsufficientMemory, LoadFailed, PlimsollError, WorkerDied
+from plimsoll.journal import events
 
 LOAD_COOL_DOWN_S = 5.0
 _MEMORY_RETRY_S = 5.0
@@ -46,6 +47,13 @@ def _by_its_words(name: str, doing: str, words: LoadError | EngineError) -> Plim
 def describe(code: int) -> str:
     """``Popen.returncode`` in words."""
     return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+
+
+def death(name: str, error: PlimsollError, code: int, *, loading: bool) -> events.LoadFailed | events.WorkerDied:
+    """What the journal says of a death that was not for lack of memory."""
+    if isinstance(error, LoadFailed):
+        return events.LoadFailed(name, error.message)
+    return events.WorkerDied(name, describe(code), "loading" if loading else "generating")
 
 
 class Failures:

@@ -14,26 +14,25 @@ import msgspec
 import pykka
 
 from plimsoll.actors import messages as m
-from plimsoll.actors.exits import LOAD_COOL_DOWN_S, Failures, describe, explain
+from plimsoll.actors.dead_letters import answer_dead_letters
+from plimsoll.actors.exits import Failures, death, explain
 from plimsoll.actors.hang_watch import HangCheck, HangWatch, Hung
 from plimsoll.actors.idleness import IdleCheck, Idleness
+from plimsoll.actors.leaving import EMERGENCY, DrainDeadline, Leaving
+from plimsoll.actors.loading import Loading, Weighed
 from plimsoll.actors.messages import LEAVING, LOADED, SERVING, State
 from plimsoll.actors.requests import Requests
 from plimsoll.actors.worker_life import Effects, Escalate, WorkerLife
 from plimsoll.engine import protocol as p
 from plimsoll.errors import (
-    BadRequest,
-    ContextTooLong,
     InsufficientMemory,
     InternalError,
     LoadFailed,
     ModelUnloaded,
-    NeverFits,
     PlimsollError,
     QueueFull,
 )
 from plimsoll.journal import events
-from plimsoll.memory.plan import Need
 from plimsoll.memory.report import out_of_memory
 
 
@@ -47,19 +46,6 @@ class ModelSettings(msgspec.Struct, frozen=True):
     hang_after_s: float | None = None
 
 
-class Weighed(m.Message, frozen=True):
-    """The files' headers were read: the ways to load the model, none while its files are not here."""
-
-    needs: tuple[Need, ...]
-    error: str
-
-
-class DrainDeadline(m.Message, frozen=True):
-    """Timer: running answers have had their grace. Outdated if ``at`` is not the deadline any more."""
-
-    at: float
-
-
 class BackoffOver(m.Message, frozen=True):
     """Timer: try to load again."""
 
@@ -71,28 +57,24 @@ class ModelActor(pykka.ThreadingActor):
 
     def __init__(self, settings: ModelSettings, supervisor: m.Ref, effects: Effects) -> None:
         super().__init__()
-        self._settings = settings
+        self._max_batch = settings.options.max_batch
         self._critical_grace_s = settings.rules.critical_grace_s
         self._name = settings.source.name
         self._supervisor = supervisor
         self._timers = effects.timers
         self._journal = effects.journal
-        self._weigh = effects.weigh
         self._worker = WorkerLife(self._name, self.actor_ref, effects, settings.stop_grace_s)
         self._hangs = HangWatch(self.actor_ref, effects.timers, effects.activity, settings.hang_after_s)
+        self._loading = Loading(settings.source, settings.options, self.actor_ref, effects.weigh)
+        self._leaving = Leaving(self._name, self.actor_ref, effects.timers)
         self._idleness = Idleness(self.actor_ref, effects.timers, settings.rules)
         # Running answers and waiting requests share one bound: the batch in front of the queue is part of it.
-        self._requests = Requests(settings.rules.queue + settings.options.max_batch)
+        self._requests = Requests(settings.rules.queue + self._max_batch)
         self._state = State.COLD
-        self._progress = m.Waiting("queue")
         self._info: p.ModelInfo | None = None
         self._mlx_bytes = 0
-        self._fetched = False
         self._failures = Failures()
         self._last_words: p.LoadError | p.EngineError | Hung | None = None
-        self._leave_reason = ""
-        self._leave_error: PlimsollError = ModelUnloaded(f"{self._name} was unloaded; ask again to load it")
-        self._drain_until = 0.0
         self._published: m.ModelStatus | None = None
         self._handlers: dict[type, Callable[[Any], object]] = {
             m.FromWorker: self._on_event,
@@ -120,9 +102,9 @@ class ModelActor(pykka.ThreadingActor):
         }
         self._events: dict[type, Callable[[Any], object]] = {
             p.Step: self._on_step,
-            p.PrefillProgress: self._on_prefill,
+            p.PrefillProgress: self._requests.on_prefill,
             p.LoadProgress: self._on_load_progress,
-            p.Fetched: self._on_fetched,
+            p.Fetched: self._loading.on_fetched,
             p.Ready: self._on_ready,
             p.Trimmed: self._on_trimmed,
             p.Embedded: self._on_embedded,
@@ -143,18 +125,12 @@ class ModelActor(pykka.ThreadingActor):
         self._worker.kill()
         error = InternalError(f"the actor of {self._name} failed; the next request starts a new one")
         self._requests.fail_all(error)
-        # pykka drops what is left in a dead actor's mailbox; a request there must still get its ending.
-        while not self.actor_inbox.empty():
-            message = self.actor_inbox.get().message
-            if isinstance(message, m.Chat):
-                message.reply.send(m.Failed(error))
-            elif isinstance(message, m.Load) and message.spare:
-                message.spare.kill()
+        answer_dead_letters(self, error)
         m.tell(self._supervisor, m.ChildStopped(self._name, f"actor failed: {value!r}", self.actor_urn))
 
     def on_stop(self) -> None:
         self._worker.kill()
-        self._requests.fail_all(self._leave_error)
+        self._requests.fail_all(self._leaving.error)
 
     # ---- requests
 
@@ -162,7 +138,7 @@ class ModelActor(pykka.ThreadingActor):
         now = self._timers.now()
         if self._state in LEAVING:
             if not m.tell(self._supervisor, m.Handback(chat)):
-                chat.reply.send(m.Failed(self._leave_error))
+                chat.reply.send(m.Failed(self._leaving.error))
         elif self._state == State.FAILED and (refusal := self._failures.refusal(now)):
             chat.reply.send(m.Failed(refusal))
         elif not self._requests.has_room():
@@ -176,7 +152,7 @@ class ModelActor(pykka.ThreadingActor):
                 self._start_requests()
             else:
                 self._request_load()
-                chat.reply.send(self._progress)
+                chat.reply.send(self._loading.progress)
 
     def _on_cancel(self, message: m.Cancel) -> None:
         if self._requests.cancel(message.id):
@@ -192,7 +168,7 @@ class ModelActor(pykka.ThreadingActor):
         if self._state in SERVING:
             self._state = State.BUSY if self._requests.running else State.READY
             if self._state == State.READY and self._idleness.ttl_s == 0:
-                self._leave("not kept alive", self._leave_error, 0.0)
+                self._leave("not kept alive", self._leaving.error, 0.0)
         elif self._state == State.DRAINING and not self._requests.running:
             self._stop_worker()
 
@@ -205,21 +181,13 @@ class ModelActor(pykka.ThreadingActor):
         if self._state in (State.COLD, State.FAILED, State.BACKOFF):
             self._state = State.LOADING
             self._failures.last = None
-            self._progress = m.Waiting("queue")
-            self._fetched = False
-            self._ask_for_weight()
-
-    def _ask_for_weight(self) -> None:
-        me = self.actor_ref
-        self._weigh(lambda needs, error: m.tell(me, Weighed(needs, error)))
+            self._loading.begin()
 
     def _on_weighed(self, message: Weighed) -> None:
         if not self._awaits_grant:
             return
-        if message.error:
-            self._fail(LoadFailed(f"{self._name} can't be loaded: {message.error}", retry_after_s=LOAD_COOL_DOWN_S))
-        elif self._fetched and not message.needs:
-            self._fail(LoadFailed(f"the files of {self._name} were fetched but are not there"))
+        if failure := self._loading.failure(message):
+            self._fail(failure)
         else:
             m.tell(self._supervisor, m.LoadRequested(self._name, message.needs))
 
@@ -233,11 +201,8 @@ class ModelActor(pykka.ThreadingActor):
                 message.spare.kill()
             return
         self._last_words = self._info = None
-        need, source = message.need, self._settings.source
-        options = msgspec.structs.replace(self._settings.options, kv_bytes=need.kv_bytes, dequantize=need.dequantize)
-        load = p.LoadModel(source, options) if need.weights_bytes else p.FetchModel(source, options)
         try:
-            self._worker.start(load, message.spare)
+            self._worker.start(self._loading.command(message.need), message.spare)
         except OSError as error:
             self._fail(LoadFailed(f"no worker process can be started for {self._name}: {error}"))
 
@@ -262,15 +227,9 @@ class ModelActor(pykka.ThreadingActor):
             self._idleness.used()
             self._settle()
 
-    def _on_prefill(self, event: p.PrefillProgress) -> None:
-        self._requests.progress(m.Waiting("prefill", event.done, event.total), event.id)
-
     def _on_load_progress(self, event: p.LoadProgress) -> None:
-        self._progress = m.Waiting(event.stage, event.done, event.total)
-        self._requests.progress(self._progress)
-
-    def _on_fetched(self, _: p.Fetched) -> None:
-        self._fetched = True
+        self._loading.on_progress(event)
+        self._requests.progress(self._loading.progress)
 
     def _on_embedded(self, event: p.Embedded) -> None:
         self._requests.embedded(event)
@@ -281,7 +240,7 @@ class ModelActor(pykka.ThreadingActor):
         self._mlx_bytes = event.active_bytes + event.cache_bytes
 
     def _on_request_error(self, event: p.RequestError) -> None:
-        self._requests.fail(event.id, _request_error(event))
+        self._requests.refused(event)
         self._settle()
 
     def _on_load_error(self, event: p.LoadError) -> None:
@@ -324,13 +283,13 @@ class ModelActor(pykka.ThreadingActor):
             m.tell(self._supervisor, m.WorkerStuck(self._name, message.stuck_pid))
         self._worker.ended()
         if self._state in LEAVING:
-            self._requests.fail_all(self._leave_error)
+            self._requests.fail_all(self._leaving.error)
             self._stopped()
             return
         loading = self._state == State.LOADING
         self._info = None
-        if loading and self._fetched and message.code == 0:
-            self._ask_for_weight()
+        if loading and self._loading.fetched and message.code == 0:
+            self._loading.weigh()
             return
         hung_s = self._last_words.silent_s if isinstance(self._last_words, Hung) else 0.0
         error = explain(self._name, loading=loading, exit_=message, last_words=self._last_words)
@@ -348,11 +307,8 @@ class ModelActor(pykka.ThreadingActor):
             # After the new state: what has no worker any more is not asked to leave by the clean-up that follows.
             self._publish()
             m.tell(self._supervisor, m.RanOutOfMemory(self._name, error))
-        elif isinstance(error, LoadFailed):
-            self._journal.record(events.LoadFailed(self._name, error.message))
         else:
-            doing = "loading" if loading else "generating"
-            self._journal.record(events.WorkerDied(self._name, describe(code), doing))
+            self._journal.record(death(self._name, error, code, loading=loading))
 
     def _fail(self, error: PlimsollError) -> None:
         """Give up for a while: until the cool-down is over, who comes next gets the reason too."""
@@ -385,43 +341,37 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_emergency(self, message: m.MemoryEmergency) -> None:
         error = out_of_memory(message.sample, f"{self._name} was stopped because memory is almost exhausted")
-        self._leave("emergency", error, 0.0)
+        self._leave(EMERGENCY, error, 0.0)
 
     def _leave(self, reason: str, error: PlimsollError, grace_s: float) -> None:
         """Take no more requests; running ones get ``grace_s``, then end with ``error``."""
-        if self._state == State.STOPPED:
-            return
-        if self._state == State.STOPPING:
-            if reason == "emergency":
+        if self._state in (State.STOPPING, State.STOPPED):
+            if reason == EMERGENCY:
                 self._worker.stop(hard=True)
             return
-        deadline = self._timers.now() + grace_s
-        if self._state == State.DRAINING and deadline >= self._drain_until:
-            return  # who was told to leave first may have been given less time, never more
-        self._leave_reason, self._leave_error = reason, error
+        if not self._leaving.accept(reason, error, grace_s):
+            return
         if self._requests.running and grace_s > 0:
             self._state = State.DRAINING
-            self._drain_until = deadline
-            self._timers.tell_later(grace_s, self.actor_ref, DrainDeadline(deadline))
+            self._leaving.drain(grace_s)
         else:
             self._stop_worker()
 
     def _on_drain_deadline(self, message: DrainDeadline) -> None:
-        if self._state == State.DRAINING and message.at == self._drain_until:
+        if self._state == State.DRAINING and self._leaving.is_over(message):
             self._stop_worker()
 
     def _stop_worker(self) -> None:
-        self._requests.fail_all(self._leave_error)
+        self._requests.fail_all(self._leaving.error)
         self._state = State.STOPPING
         # A worker that still loads does not listen to commands.
-        hard = self._leave_reason == "emergency" or self._info is None
-        if not self._worker.stop(hard=hard):
+        if not self._worker.stop(hard=self._leaving.is_urgent or self._info is None):
             self._stopped()
 
     def _stopped(self) -> None:
         self._state = State.STOPPED
         self._publish()
-        m.tell(self._supervisor, m.ChildStopped(self._name, self._leave_reason, self.actor_urn))
+        m.tell(self._supervisor, m.ChildStopped(self._name, self._leaving.reason, self.actor_urn))
 
     # ---- idleness
 
@@ -437,7 +387,7 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_rules(self, message: m.Rules) -> None:
         self._critical_grace_s = message.critical_grace_s
-        self._requests.limit = message.queue + self._settings.options.max_batch
+        self._requests.limit = message.queue + self._max_batch
         self._idleness.follow(message)
         self._watch_idleness()
 
@@ -447,7 +397,7 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_idle_check(self, _: IdleCheck) -> None:
         if self._state in SERVING and self._idleness.is_over(busy=self._state == State.BUSY):
-            self._leave("idle", self._leave_error, 0.0)
+            self._leave("idle", self._leaving.error, 0.0)
 
     # ---- what others see
 
@@ -455,7 +405,7 @@ class ModelActor(pykka.ThreadingActor):
         m.tell(self._supervisor, m.Counted(self._name, self._requests.tokens, self._timers.now(), self.actor_urn))
 
     def _publish(self) -> None:
-        loading = self._state == State.LOADING
+        loading, progress = self._state == State.LOADING, self._loading.progress
         status = m.ModelStatus(
             self._name,
             self._state,
@@ -465,9 +415,9 @@ class ModelActor(pykka.ThreadingActor):
             pid=self._worker.pid,
             last_used=self._idleness.last_used,
             idle_ttl_s=self._idleness.ttl_s,
-            stage=self._progress.stage if loading else "",
-            done_bytes=self._progress.done if loading else 0,
-            total_bytes=self._progress.total if loading else 0,
+            stage=progress.stage if loading else "",
+            done_bytes=progress.done if loading else 0,
+            total_bytes=progress.total if loading else 0,
             mlx_bytes=self._mlx_bytes,
             info=self._info,
             error=self._failures.last.message if self._failures.last else "",
@@ -475,13 +425,3 @@ class ModelActor(pykka.ThreadingActor):
         if status != self._published:
             self._published = status
             m.tell(self._supervisor, m.StateChanged(status))
-
-
-def _request_error(event: p.RequestError) -> PlimsollError:
-    kinds: dict[str, type[PlimsollError]] = {
-        "invalid_value": BadRequest,
-        "context_length_exceeded": ContextTooLong,
-        "insufficient_memory": InsufficientMemory,
-        "never_fits": NeverFits,
-    }
-    return kinds.get(event.code, InternalError)(event.message, param=event.param)

@@ -4,8 +4,22 @@ from collections import deque
 from collections.abc import Iterable
 
 from plimsoll.actors.messages import Chat, Delta, Failed, Finished, Logprobs, ToolCallDelta, Vectors, Waiting
-from plimsoll.engine.protocol import Embedded, Step, Usage
-from plimsoll.errors import PlimsollError
+from plimsoll.engine.protocol import Embedded, PrefillProgress, RequestError, Step, Usage
+from plimsoll.errors import (
+    BadRequest,
+    ContextTooLong,
+    InsufficientMemory,
+    InternalError,
+    NeverFits,
+    PlimsollError,
+)
+
+_ERRORS: dict[str, type[PlimsollError]] = {
+    "invalid_value": BadRequest,
+    "context_length_exceeded": ContextTooLong,
+    "insufficient_memory": InsufficientMemory,
+    "never_fits": NeverFits,
+}
 
 
 class _Running:
@@ -80,7 +94,7 @@ class Requests:
             if text:
                 running.chat.reply.send(Delta(text, tokens, reasoning))
 
-    def _pass_on(self, request_id: str, item: Logprobs | ToolCallDelta) -> None:
+    def _pass_on(self, request_id: str, item: Logprobs | ToolCallDelta | Waiting) -> None:
         if running := self._running.get(request_id):
             running.chat.reply.send(item)
 
@@ -101,29 +115,33 @@ class Requests:
                 break
         return False
 
-    def progress(self, item: Waiting, request_id: str | None = None) -> None:
-        """Tell one running request, or all waiting ones, how far things are."""
-        if request_id is None:
-            for chat in self._waiting:
-                chat.reply.send(item)
-        elif running := self._running.get(request_id):
-            running.chat.reply.send(item)
+    def progress(self, item: Waiting) -> None:
+        """Tell all waiting requests how far things are."""
+        for chat in self._waiting:
+            chat.reply.send(item)
 
-    def fail(self, request_id: str, error: PlimsollError) -> None:
-        """End one running request with ``error``."""
-        if running := self._end(request_id):
-            running.chat.reply.send(Failed(error))
+    def on_prefill(self, event: PrefillProgress) -> None:
+        """Tell one running request how much of its prompt was read."""
+        self._pass_on(event.id, Waiting("prefill", event.done, event.total))
+
+    def refused(self, event: RequestError) -> None:
+        """End one running request with the worker's reason."""
+        self._fail(event.id, _ERRORS.get(event.code, InternalError)(event.message, param=event.param))
 
     def fail_running(self, error: PlimsollError) -> None:
         """End every running request with ``error``."""
         while self._running:
-            self.fail(next(reversed(self._running)), error)
+            self._fail(next(reversed(self._running)), error)
 
     def fail_all(self, error: PlimsollError) -> None:
         """End every request with ``error``."""
         self.fail_running(error)
         while self._waiting:
             self._waiting.popleft().reply.send(Failed(error))
+
+    def _fail(self, request_id: str, error: PlimsollError) -> None:
+        if running := self._end(request_id):
+            running.chat.reply.send(Failed(error))
 
     def _end(self, request_id: str) -> _Running | None:
         if running := self._running.pop(request_id, None):
