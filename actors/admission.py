@@ -11,24 +11,17 @@ from collections.abc import Callable, Sequence
 from plimsoll.actors import messages as m
 from plimsoll.actors.cleanup import CleanUp
 from plimsoll.actors.departures import Departures
-from plimsoll.actors.keeper import SILENT_S
+from plimsoll.actors.outlook import FORECAST_S, Outlook
 from plimsoll.errors import PlimsollError, Unavailable
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.attribution import external
-from plimsoll.memory.forecast import WINDOW_S
 from plimsoll.memory.levels import Thresholds
-from plimsoll.memory.plan import Need, Plan, Seat, admission_open, choose, clean_up_order
+from plimsoll.memory.plan import Need, Plan, Seat, choose, clean_up_order
 from plimsoll.memory.reclaim import Reclaimed
 from plimsoll.memory.report import never_fits, no_room, out_of_memory
 from plimsoll.memory.sample import Level, Sample
 
-_BLIND_AFTER = 3
-# An older sample decides nothing any more.
-_STALE_S = 2.0
-# Under this many seconds to critical no load is granted, and none waits longer for that to pass; nothing is
-# unloaded for a forecast.
-_FORECAST_S = 10.0
 # What trimming the caches gets before models are unloaded at warning.
 _TRIM_S = 0.3
 _CLEAN_AGAIN_S = 5.0
@@ -48,10 +41,11 @@ class _LoadRequest:
 
 
 class Admission:
-    """The level, the queue of loads, the running clean-up and the departures."""
+    """The queue of loads, the running clean-up and the departures."""
 
     def __init__(
         self,
+        outlook: Outlook,
         thresholds: Thresholds,
         journal: Journal,
         clock: Callable[[], float],
@@ -67,6 +61,7 @@ class Admission:
         ``on_external`` is called when a level was reached by others' memory; it must not block. ``held_bytes`` says
         what a load of a model holds already: the spare worker that it will use.
         """
+        self._outlook = outlook
         self._thresholds = thresholds
         self._journal = journal
         self._clock = clock
@@ -75,13 +70,6 @@ class Admission:
         self._tell = tell
         self._on_external = on_external
         self._held_bytes = held_bytes
-        self.level = Level.NORMAL
-        self.sample: Sample | None = None
-        self.sampled_at = clock()
-        self._missed = 0
-        self._silent_s = 0.0
-        self._seconds_to_critical: float | None = None
-        self._load_seen_at = -1e9
         self._cleanup: CleanUp | None = None
         self._cleaned_at = self._health_cleaned_at = -1e9
         self._loads: deque[_LoadRequest] = deque()
@@ -96,31 +84,24 @@ class Admission:
 
     def on_sample(self, sample: Sample | None, level: Level, seconds_to_critical: float | None) -> None:
         """A new sample, or None for one that failed."""
-        self._silent_s = 0.0
-        self.level = level
-        if sample is None:
-            self._missed += 1
-            self.step()
-            return
-        # Without its own figures a limit that was asked for is not kept: as bad for admission as no sample at all.
-        self._missed = self._missed + 1 if "limit" in sample.failed else 0
-        self.sample, self.sampled_at = sample, self._clock()
-        self._note_forecast(seconds_to_critical)
-        for outcome in self.departures.settle(sample, self.sampled_at):
-            self._note_gone(outcome)
-        if level == Level.WARNING and self.sampled_at - self._cleaned_at > _CLEAN_AGAIN_S:
-            self._clean_if_any("high memory use")
+        self._outlook.note(sample, level, seconds_to_critical)
+        if sample is not None:
+            now = self._outlook.sampled_at
+            for outcome in self.departures.settle(sample, now):
+                self._note_gone(outcome)
+            if level == Level.WARNING and now - self._cleaned_at > _CLEAN_AGAIN_S:
+                self._clean_if_any("high memory use")
         self.step()
 
     def on_silence(self, seconds: float) -> None:
         """For how long the Watchdog has said nothing: loads wait for its next word, and are refused without one."""
-        self._silent_s = seconds
-        if self.blind:
+        self._outlook.note_silence(seconds)
+        if self._outlook.blind:
             self.step()
 
     def on_level(self, level: Level, sample: Sample) -> None:
         """The level has changed."""
-        self.level, self.sample = level, sample
+        self._outlook.note_level(level, sample)
         if level == Level.WARNING:
             self._clean_if_any("high memory use")
         elif level > Level.WARNING:
@@ -135,8 +116,8 @@ class Admission:
 
     def on_leaving(self, seat: Seat, reason: str) -> None:
         """A model has begun to stop, told to or not."""
-        if self.sample:
-            self.departures.begin(seat.name, reason, seat.footprint_bytes, self.sample, self._clock())
+        if self._outlook.sample:
+            self.departures.begin(seat.name, reason, seat.footprint_bytes, self._outlook.sample, self._clock())
 
     def on_stays(self, name: str) -> None:
         """A model that was asked to leave is busy again."""
@@ -161,7 +142,7 @@ class Admission:
     def on_health_asked(self) -> None:
         """At critical, asking for the health cleans up; not again within 30 s."""
         now = self._clock()
-        if self.sample and self.sample.used_percent >= self._thresholds.critical:
+        if self._outlook.sample and self._outlook.sample.used_percent >= self._thresholds.critical:
             if now - self._health_cleaned_at > _HEALTH_CLEAN_UP_S:
                 self._health_cleaned_at = now
                 self.start_cleanup(aggressive=True, reason="health check at critical memory use")
@@ -182,18 +163,20 @@ class Admission:
 
     def start_cleanup(self, *, aggressive: bool, reason: str, reply: m.Reply | None = None) -> None:
         """Begin one, or join the running one if that does at least as much."""
-        if self.sample is None:
+        if self._outlook.sample is None:
             if reply is not None:  # an empty inbox is false
                 reply.send(m.Failed(Unavailable("memory has not been read yet; try again in a second")))
             return
         running = self._cleanup
         if running is None or (aggressive and not running.aggressive):
             not_before = self._clock() + (_TRIM_S if not aggressive else 0.0)
-            self._cleanup = CleanUp(aggressive=aggressive, reason=reason, sample=self.sample, not_before=not_before)
+            self._cleanup = CleanUp(
+                aggressive=aggressive, reason=reason, sample=self._outlook.sample, not_before=not_before
+            )
             if running:
                 self._cleanup.replies = running.replies
                 self._cleanup.waiting = running.waiting
-            self._journal.record(events.CleanupStarted(aggressive, reason, self.sample.used_percent))
+            self._journal.record(events.CleanupStarted(aggressive, reason, self._outlook.sample.used_percent))
             if aggressive:
                 for seat in clean_up_order(self._seats(), aggressive=True):
                     self._ask_to_leave(seat, reason, grace_s=self._critical_grace_s)
@@ -209,8 +192,8 @@ class Admission:
             self.start_cleanup(aggressive=False, reason=reason)
 
     def _ask_to_leave(self, seat: Seat, reason: str, *, grace_s: float = 0.0, if_idle: bool = False) -> None:
-        assert self.sample is not None  # noqa: S101 - nobody is asked to leave before the first sample
-        error = out_of_memory(self.sample, f"{seat.name} was unloaded ({reason})") if not if_idle else None
+        assert self._outlook.sample is not None  # noqa: S101 - nobody is asked to leave before the first sample
+        error = out_of_memory(self._outlook.sample, f"{seat.name} was unloaded ({reason})") if not if_idle else None
         if self._cleanup:
             self._cleanup.waiting.add(seat.name)
         if seat.idle or grace_s == 0:
@@ -252,45 +235,19 @@ class Admission:
     # ---- admission
 
     @property
-    def blind(self) -> bool:
-        """Whether memory has not been readable for too long."""
-        return self._missed >= _BLIND_AFTER or self._silent_s >= SILENT_S
-
-    @property
-    def forecast_s(self) -> float | None:
-        """Seconds to critical when they are few, else None."""
-        seconds = self.seconds_to_critical
-        return seconds if seconds is not None and seconds < _FORECAST_S else None
-
-    @property
-    def seconds_to_critical(self) -> float | None:
-        """Until memory is critically full if it fills on like this; None when it does not, or for a load of ours."""
-        if self._loading or self._clock() - self._load_seen_at < WINDOW_S:
-            return None  # the rise is, or holds, a load that was granted: its bytes are counted already
-        return self._seconds_to_critical
-
-    @property
-    def _loading(self) -> bool:
-        return any(not seat.loaded and seat.reserved_bytes for seat in self._seats())
-
-    @property
-    def open(self) -> bool:
-        return admission_open(self.level, forecast=self.forecast_s is not None, blind=self.blind)
-
-    @property
     def hurried(self) -> bool:
         """Whether the next sample is waited for."""
         return bool(self.departures or self._cleanup or self._loads)
 
     def step(self) -> None:
         """Make the next move, if there is one to make."""
-        sample = self.sample
-        if self.blind:
+        sample = self._outlook.sample
+        if self._outlook.blind:
             while self._loads:
                 request = self._loads.popleft()
                 text = f"{request.model} is not loaded because memory can't be read; GET /health says more"
                 self._tell(request.model, m.RefuseLoad(Unavailable(text, retry_after_s=5.0)))
-        if sample is None or self.departures or self._silent_s > _STALE_S:
+        if sample is None or self.departures or self._outlook.stale:
             return
         if self._cleanup and not self._advance_cleanup(self._cleanup, sample):
             return
@@ -308,12 +265,12 @@ class Admission:
         """The answer to one load request; None when something has to leave or settle first."""
         if self._cleans_first(request, sample):
             return None
-        full = self.level >= Level.CRITICAL and sample.used_percent >= self._thresholds.warning
+        full = self._outlook.level >= Level.CRITICAL and sample.used_percent >= self._thresholds.warning
         if full or sample.used_percent >= self._thresholds.critical:
             return self._refused(out_of_memory(sample, f"{request.model} is not loaded"), request, sample)
-        if (seconds := self.forecast_s) is None:
+        if (seconds := self._outlook.forecast_s) is None:
             return self._plan(request, seat, sample)
-        if self._clock() - request.asked_at < _FORECAST_S:
+        if self._clock() - request.asked_at < FORECAST_S:
             return None  # it comes true or passes within that time: neither refuse too early nor load into it
         what = f"{request.model} is not loaded: memory will be critically full in about {seconds:.0f} s"
         return self._refused(out_of_memory(sample, what), request, sample)
@@ -342,7 +299,7 @@ class Admission:
         decision = choose(request.needs, others, sample, self._thresholds.critical, held)
         match decision.plan.verdict:
             case "load":
-                self._load_seen_at = self._clock()
+                self._outlook.note_load()
                 self._journal.record(
                     events.LoadStarted(request.model, decision.need.total_bytes, sum(one.claim_bytes for one in others))
                 )
@@ -378,11 +335,3 @@ class Admission:
         )
         if self._cleanup:
             self._cleanup.gone(outcome)
-
-    def _note_forecast(self, seconds: float | None) -> None:
-        before = self.forecast_s
-        self._seconds_to_critical = seconds
-        if self._loading:
-            self._load_seen_at = self._clock()
-        if before is None and self.forecast_s is not None and self.sample:
-            self._journal.record(events.Forecast(self.forecast_s, self.sample.used_percent))

@@ -16,6 +16,7 @@ from plimsoll.actors.admission import Admission
 from plimsoll.actors.dead_letters import answer_dead_letters
 from plimsoll.actors.keeper import SILENT_S, Keeper, LookAfterWatchdog
 from plimsoll.actors.messages import LOADED, SERVING, State
+from plimsoll.actors.outlook import Outlook
 from plimsoll.actors.slot import Slot
 from plimsoll.actors.spare import Spare
 from plimsoll.actors.stuck import StuckWorkers
@@ -25,7 +26,7 @@ from plimsoll.errors import InternalError, LoadFailed, PlimsollError, QueueFull,
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
-from plimsoll.memory.plan import choose
+from plimsoll.memory.plan import Seat, choose
 from plimsoll.memory.sample import Level, Sample, Tracked
 
 log = logging.getLogger("plimsoll.memory")
@@ -76,12 +77,14 @@ class Supervisor(pykka.ThreadingActor):
         self._stuck = StuckWorkers(journal)
         self._pinned_at = clock()
         self._pins: dict[str, bool] = {}
+        self._outlook = Outlook(clock, journal, seats=self._seats)
         self._admission = Admission(
+            self._outlook,
             thresholds,
             journal,
             clock,
             critical_grace_s,
-            seats=lambda: [slot.seat() for slot in self._slots.values()],
+            seats=self._seats,
             tell=self._tell_model,
             on_external=on_external,
             held_bytes=self._held_bytes,
@@ -294,7 +297,7 @@ class Supervisor(pykka.ThreadingActor):
 
     def _load_pinned(self) -> None:
         """Pinned models live whenever memory allows it."""
-        if self._stopping or self._admission.level != Level.NORMAL:
+        if self._stopping or self._outlook.level != Level.NORMAL:
             return
         self._pinned_at = self._clock()
         for name in self._pinned():
@@ -306,6 +309,9 @@ class Supervisor(pykka.ThreadingActor):
         return [name for name, pinned in (by_entry | self._pins).items() if pinned]
 
     # ---- memory
+
+    def _seats(self) -> list[Seat]:
+        return [slot.seat() for slot in self._slots.values()]
 
     def cleanup_unused_models(self, aggressive: bool = False, reply: m.Reply | None = None) -> None:
         """Unload what nobody uses; the report goes to ``reply``.
@@ -319,7 +325,7 @@ class Supervisor(pykka.ThreadingActor):
     def _on_look(self, _: LookAfterWatchdog) -> None:
         """A Watchdog that has died or says nothing is replaced; without one no load is granted."""
         self._keeper.look_later(self.actor_ref)
-        if self._keeper.look(self._admission.level):
+        if self._keeper.look(self._outlook.level):
             m.tell(self._keeper.watchdog, m.Subscribe(self.actor_ref, every_sample=True))
             for slot in self._slots.values():
                 m.tell(self._keeper.watchdog, m.Subscribe(slot.ref))
@@ -368,18 +374,18 @@ class Supervisor(pykka.ThreadingActor):
         self._load_pinned()
 
     def _on_out_of_memory(self, message: m.RanOutOfMemory) -> None:
-        percent = self._admission.sample.used_percent if self._admission.sample else 0.0
+        percent = self._outlook.sample.used_percent if self._outlook.sample else 0.0
         self._journal.record(events.OutOfMemory(message.model, message.error.message, percent))
         self._admission.start_cleanup(aggressive=True, reason=f"MemoryError of {message.model}")
         self._admission.step()
 
     def _on_plan_load(self, message: m.PlanLoad) -> None:
-        if self._admission.sample is None:
+        if self._outlook.sample is None:
             message.reply.send(m.Failed(Unavailable("memory has not been read yet; try again in a second")))
             return
         others = [slot.seat() for name, slot in self._slots.items() if name != message.model]
         held = self._held_bytes(message.model)
-        message.reply.send(choose(message.needs, others, self._admission.sample, self._thresholds.critical, held))
+        message.reply.send(choose(message.needs, others, self._outlook.sample, self._thresholds.critical, held))
 
     def _track(self) -> None:
         """Have the Watchdog measure the workers there are, fast while something is waited for."""
@@ -402,7 +408,7 @@ class Supervisor(pykka.ThreadingActor):
 
     def _order_spare(self, model: str) -> None:
         """A model has been loaded: the next one's worker is made ready, unless memory is wanted for better."""
-        if not self._stopping and self._admission.level == Level.NORMAL and self._spare_serves(model):
+        if not self._stopping and self._outlook.level == Level.NORMAL and self._spare_serves(model):
             self._spare.order(self.actor_ref)
 
     def _with_spare(self, model: str, load: m.Load) -> m.Load:
@@ -475,12 +481,12 @@ class Supervisor(pykka.ThreadingActor):
     def _on_get_status(self, message: m.GetStatus) -> None:
         if message.clean_up:
             self._admission.on_health_asked()
-        admission = self._admission
-        admitted: Literal["open", "closed"] = "open" if admission.open and not self._stopping else "closed"
+        outlook = self._outlook
+        admitted: Literal["open", "closed"] = "open" if outlook.open and not self._stopping else "closed"
         message.reply.send(
             m.Status(
-                level=admission.level,
-                sample=admission.sample,
+                level=outlook.level,
+                sample=outlook.sample,
                 models=[slot.status for slot in self._slots.values()],
                 admission=admitted,
                 stopping=self._stopping,
@@ -489,19 +495,19 @@ class Supervisor(pykka.ThreadingActor):
                 sampler_lag_s=self._sampler_lag_s,
                 tokens_per_s={name: rate for name, slot in self._slots.items() if (rate := slot.throughput.per_second)},
                 pinned=frozenset(self._pinned()),
-                seconds_to_critical=admission.seconds_to_critical,
+                seconds_to_critical=outlook.seconds_to_critical,
             )
         )
 
     def _problems(self) -> list[str]:
         problems = []
-        age_s = self._clock() - self._admission.sampled_at
-        if self._admission.blind or age_s > SILENT_S:
+        age_s = self._clock() - self._outlook.sampled_at
+        if self._outlook.blind or age_s > SILENT_S:
             problems.append(
                 f"memory can't be read: the last reading is {age_s:.0f} s old, no model is loaded meanwhile"
             )
-        if self._admission.sample and self._admission.sample.failed:
-            problems.append(f"memory readers that fail: {', '.join(self._admission.sample.failed)}")
+        if self._outlook.sample and self._outlook.sample.failed:
+            problems.append(f"memory readers that fail: {', '.join(self._outlook.sample.failed)}")
         if self._journal.problem:
             problems.append(self._journal.problem)
         problems += self._stuck.problems()

@@ -7,6 +7,7 @@ import pytest
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.admission import Admission
+from plimsoll.actors.outlook import Outlook
 from plimsoll.errors import InsufficientMemory, NeverFits, Unavailable
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
@@ -34,16 +35,21 @@ class Desk:
         self.others_gib = 10.0
         journal = Journal()
         journal.subscribe(lambda entry: self.journal.append(entry.event))
+        self.outlook = Outlook(stage.now, journal, self.sitting)
         self.admission = Admission(
+            self.outlook,
             Thresholds(),
             journal,
             stage.now,
             GRACE_S,
-            seats=lambda: list(self.seats.values()),
+            seats=self.sitting,
             tell=lambda name, message: self.told.append((name, message)),
             on_external=self.external.append,
         )
         self.sample()
+
+    def sitting(self) -> list[Seat]:
+        return list(self.seats.values())
 
     def sit(self, name: str, gib: float = 20, **flags: Any) -> None:
         """A model that is loaded; those that sat down first were used first."""
@@ -267,8 +273,16 @@ def test_a_normal_clean_up_joins_a_running_aggressive_one(desk: Desk) -> None:
 
 
 def test_a_clean_up_before_the_first_sample_says_so(stage: Any, fakes: Any) -> None:
+    journal = Journal()
     admission = Admission(
-        Thresholds(), Journal(), stage.now, GRACE_S, seats=list, tell=lambda *_: None, on_external=lambda _: None
+        Outlook(stage.now, journal, list),
+        Thresholds(),
+        journal,
+        stage.now,
+        GRACE_S,
+        seats=list,
+        tell=lambda *_: None,
+        on_external=lambda _: None,
     )
     answer = fakes.Answer(stage, "clean-up")
     admission.start_cleanup(aggressive=True, reason="asked for", reply=answer)
@@ -284,7 +298,7 @@ def test_a_forecast_holds_loads_for_ten_seconds_and_then_refuses_them(desk: Desk
     for _ in range(9):
         desk.later(1.0, seconds_to_critical=4.0)
     assert desk.told == []
-    assert not desk.admission.open
+    assert not desk.outlook.open
     desk.later(1.0, seconds_to_critical=4.0)
     assert isinstance(desk.last.error, InsufficientMemory)
 
@@ -309,7 +323,7 @@ def test_without_readings_loads_are_refused_and_nothing_is_unloaded(desk: Desk) 
     desk.sit("a")
     for _ in range(2):
         desk.admission.on_sample(None, Level.NORMAL, None)
-    assert not desk.admission.blind
+    assert not desk.outlook.blind
     desk.admission.on_sample(None, Level.NORMAL, None)
     desk.want("b", 5)
     assert isinstance(desk.last.error, Unavailable)

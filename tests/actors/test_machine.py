@@ -206,7 +206,7 @@ class Machine(RuleBasedStateMachine):
 
     def check_grant(self, name: str, need: Need) -> None:
         """What others and the dead held by the last sample, what the living may grow to, and the new one: it fits."""
-        sample = self.boss._admission.sample
+        sample = self.boss._outlook.sample
         # SIGKILL takes milliseconds and a load takes seconds.
         alive = [worker for worker in self.host.alive if worker.told != "kill"]
         base = sample.binding.used - sum(self.at_sample.get(worker.pid, 0) for worker in alive)
@@ -215,8 +215,8 @@ class Machine(RuleBasedStateMachine):
         base += sum(size for other, size in self.pending.items() if other != name)
         if base + need.total_bytes > sample.binding.total * THRESHOLDS.critical / 100:
             self.broken(f"{name} was granted {need.total_bytes / GIB} GiB on top of {base / GIB} GiB of 100")
-        if self.boss._admission.level >= Level.CRITICAL and sample.used_percent >= THRESHOLDS.warning:
-            self.broken(f"{name} was granted a load at {self.boss._admission.level}")
+        if self.boss._outlook.level >= Level.CRITICAL and sample.used_percent >= THRESHOLDS.warning:
+            self.broken(f"{name} was granted a load at {self.boss._outlook.level}")
 
     # ---- how things move
 
