@@ -6,6 +6,7 @@ from plimsoll.actors.keeper import SILENT_S
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.forecast import WINDOW_S
+from plimsoll.memory.levels import Thresholds
 from plimsoll.memory.plan import Seat, admission_open
 from plimsoll.memory.sample import Level, Sample
 
@@ -20,8 +21,15 @@ FORECAST_S = 10.0
 class Outlook:
     """Owned by the Supervisor, written by ``Admission``. ``sampled_at`` and all times are seconds on ``clock``."""
 
-    def __init__(self, clock: Callable[[], float], journal: Journal, seats: Callable[[], Sequence[Seat]]) -> None:
+    def __init__(
+        self,
+        thresholds: Thresholds,
+        journal: Journal,
+        clock: Callable[[], float],
+        seats: Callable[[], Sequence[Seat]],
+    ) -> None:
         """``seats`` lists every living model as it is now."""
+        self.thresholds = thresholds
         self._clock = clock
         self._journal = journal
         self._seats = seats
@@ -68,6 +76,16 @@ class Outlook:
             self._journal.record(events.Forecast(self.forecast_s, sample.used_percent))
 
     # ---- what follows
+
+    @property
+    def is_high(self) -> bool:
+        """Whether the latest sample is at warning or above, whatever the level is still."""
+        return self.sample is not None and self.sample.used_percent >= self.thresholds.warning
+
+    @property
+    def is_critical(self) -> bool:
+        """Whether the latest sample is at critical or above."""
+        return self.sample is not None and self.sample.used_percent >= self.thresholds.critical
 
     @property
     def blind(self) -> bool:

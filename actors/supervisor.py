@@ -60,7 +60,6 @@ class Supervisor(pykka.ThreadingActor):
     ) -> None:
         super().__init__()
         self._catalog = catalog
-        self._thresholds = thresholds
         self._journal = journal
         self._keeper = keeper
         self._start_model = start_model
@@ -77,10 +76,9 @@ class Supervisor(pykka.ThreadingActor):
         self._stuck = StuckWorkers(journal)
         self._pinned_at = clock()
         self._pins: dict[str, bool] = {}
-        self._outlook = Outlook(clock, journal, seats=self._seats)
+        self._outlook = Outlook(thresholds, journal, clock, self._seats)
         self._admission = Admission(
             self._outlook,
-            thresholds,
             journal,
             clock,
             critical_grace_s,
@@ -137,7 +135,7 @@ class Supervisor(pykka.ThreadingActor):
     def on_stop(self) -> None:
         self._spare.dismiss()
         error = ShuttingDown("the server is stopping", retry_after_s=5.0)
-        self._admission.close(error)
+        self._admission.cleanups.close(error)
         answer_dead_letters(self, error)
 
     # ---- requests
@@ -240,12 +238,12 @@ class Supervisor(pykka.ThreadingActor):
         if before.state == State.LOADING and slot.status.state in SERVING:
             self._order_spare(slot.status.name)
         if slot.status.state == State.STOPPING and before.pid is not None:
-            self._admission.on_leaving(slot.seat(), "")
+            self._admission.departures.begin(slot.seat(), "")
         if slot.status.pid is None:
             slot.footprint_bytes = slot.base_bytes = 0
             if slot.hung:
                 slot.hung = False
-                self._admission.on_ended(slot.status.name, "it hung")
+                self._admission.departures.exited(slot.status.name, "it hung")
             if slot.status.state != State.LOADING:
                 # While it loads without a worker, this may be older than the grant that is on its way to it.
                 slot.need = None
@@ -257,7 +255,7 @@ class Supervisor(pykka.ThreadingActor):
         """Its memory has to be back before anything is loaded in its place."""
         if slot := self._slots.get(message.model):
             slot.hung = True
-            self._admission.on_leaving(slot.seat(), "it hung")
+            self._admission.departures.begin(slot.seat(), "it hung")
 
     def _on_worker_stuck(self, message: m.WorkerStuck) -> None:
         slot = self._slots.get(message.model)
@@ -319,7 +317,7 @@ class Supervisor(pykka.ThreadingActor):
         Normal: idle, unpinned models, least recently used first, until only the most recently used one is left.
         Aggressive: ALL models, busy ones after ``critical_grace``.
         """
-        self._admission.start_cleanup(aggressive=aggressive, reason="asked for", reply=reply)
+        self._admission.cleanups.start(aggressive=aggressive, reason="asked for", reply=reply)
         self._admission.step()
 
     def _on_look(self, _: LookAfterWatchdog) -> None:
@@ -376,7 +374,7 @@ class Supervisor(pykka.ThreadingActor):
     def _on_out_of_memory(self, message: m.RanOutOfMemory) -> None:
         percent = self._outlook.sample.used_percent if self._outlook.sample else 0.0
         self._journal.record(events.OutOfMemory(message.model, message.error.message, percent))
-        self._admission.start_cleanup(aggressive=True, reason=f"MemoryError of {message.model}")
+        self._admission.cleanups.start(aggressive=True, reason=f"MemoryError of {message.model}")
         self._admission.step()
 
     def _on_plan_load(self, message: m.PlanLoad) -> None:
@@ -385,7 +383,7 @@ class Supervisor(pykka.ThreadingActor):
             return
         others = [slot.seat() for name, slot in self._slots.items() if name != message.model]
         held = self._held_bytes(message.model)
-        message.reply.send(choose(message.needs, others, self._outlook.sample, self._thresholds.critical, held))
+        message.reply.send(choose(message.needs, others, self._outlook.sample, self._outlook.thresholds.critical, held))
 
     def _track(self) -> None:
         """Have the Watchdog measure the workers there are, fast while something is waited for."""
@@ -437,9 +435,10 @@ class Supervisor(pykka.ThreadingActor):
     def _on_reconfigure(self, message: m.Reconfigure) -> None:
         """Requests that come after this message meet the new configuration, running answers end by the old one."""
         self._forget_pins(message.catalog)
-        self._catalog, self._thresholds = message.catalog, message.thresholds
+        self._catalog = message.catalog
         self._queue, self._critical_grace_s = message.queue, message.critical_grace_s
-        self._admission.use(message.thresholds, message.critical_grace_s)
+        self._outlook.thresholds = message.thresholds
+        self._admission.cleanups.grace_s = message.critical_grace_s
         self._keeper.mark(m.Marks(message.thresholds, message.limit_bytes))
         for name, slot in self._slots.items():
             model = _known(message.catalog, name)

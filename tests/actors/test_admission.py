@@ -35,10 +35,9 @@ class Desk:
         self.others_gib = 10.0
         journal = Journal()
         journal.subscribe(lambda entry: self.journal.append(entry.event))
-        self.outlook = Outlook(stage.now, journal, self.sitting)
+        self.outlook = Outlook(Thresholds(), journal, stage.now, self.sitting)
         self.admission = Admission(
             self.outlook,
-            Thresholds(),
             journal,
             stage.now,
             GRACE_S,
@@ -87,7 +86,7 @@ class Desk:
 
     def clean_up(self, *, aggressive: bool = False) -> Any:
         answer = self.answer()
-        self.admission.start_cleanup(aggressive=aggressive, reason="asked for", reply=answer)
+        self.admission.cleanups.start(aggressive=aggressive, reason="asked for", reply=answer)
         self.admission.step()
         return answer
 
@@ -254,7 +253,7 @@ def test_an_aggressive_clean_up_takes_over_the_replies_of_a_running_normal_one(d
     assert "busy" in desk.asked_to_leave
     assert desk.last.grace_s == GRACE_S
     desk.leaves("old")
-    desk.admission.on_leaving(desk.seats["busy"], "")
+    desk.admission.departures.begin(desk.seats["busy"], "")
     desk.leaves("busy")
     desk.later(0.1)
     assert first.ending == second.ending
@@ -275,8 +274,7 @@ def test_a_normal_clean_up_joins_a_running_aggressive_one(desk: Desk) -> None:
 def test_a_clean_up_before_the_first_sample_says_so(stage: Any, fakes: Any) -> None:
     journal = Journal()
     admission = Admission(
-        Outlook(stage.now, journal, list),
-        Thresholds(),
+        Outlook(Thresholds(), journal, stage.now, list),
         journal,
         stage.now,
         GRACE_S,
@@ -285,7 +283,7 @@ def test_a_clean_up_before_the_first_sample_says_so(stage: Any, fakes: Any) -> N
         on_external=lambda _: None,
     )
     answer = fakes.Answer(stage, "clean-up")
-    admission.start_cleanup(aggressive=True, reason="asked for", reply=answer)
+    admission.cleanups.start(aggressive=True, reason="asked for", reply=answer)
     assert isinstance(answer.ending.error, Unavailable)
 
 
