@@ -6,6 +6,7 @@ from collections.abc import Callable
 from plimsoll.actors.messages import Ref, SpareExited, tell
 from plimsoll.catalog import CatalogModel
 from plimsoll.engine.process import SpawnWorker, Worker
+from plimsoll.memory.plan import Need
 
 log = logging.getLogger("plimsoll")
 
@@ -48,6 +49,10 @@ class Spare:
             log.warning("no spare worker can be started: %s; loads take a little longer without one", error)
             return
         pid = self._worker.pid
+
+    def for_load(self, model: CatalogModel, need: Need) -> Worker | None:
+        """Hand it over for this load, if it is of use to it: what fetches files needs none that is made ready."""
+        return self.take() if need.weights_bytes and self.serves(model) else None
 
     def take(self) -> Worker | None:
         """Hand it over, if there is one."""

@@ -154,7 +154,7 @@ class Boss:
         self.sample()
 
     def sample(self) -> None:
-        tracked = self.stage.actor(self.ref)._tracked.workers
+        tracked = self.stage.actor(self.ref)._measuring.tracked.workers
         self.ref.tell(m.Sampled(self.host.sample([*tracked]), Level.NORMAL))
         self.stage.drain()
 
@@ -184,7 +184,7 @@ class Boss:
 
     @property
     def state(self) -> State:
-        return self.stage.actor(self.ref)._slots["a"].status.state
+        return self.stage.actor(self.ref)._slots.get("a").status.state
 
     def problems(self) -> list[str]:
         answer = self.fakes.Answer(self.stage, "status", (m.Status,))
@@ -293,7 +293,7 @@ def test_without_a_limit_nothing_hangs(fakes: Any, stage: Any) -> None:
 def test_a_model_that_drains_is_watched_too(boss: Boss) -> None:
     answer = boss.chat()
     boss.ready()
-    boss.stage.actor(boss.ref)._slots["a"].ref.tell(m.Unload("asked for", grace_s=3600.0))
+    boss.stage.actor(boss.ref)._slots.get("a").ref.tell(m.Unload("asked for", grace_s=3600.0))
     boss.stage.drain()
     boss.stage.advance(LIMIT_S + 10)
     boss.die()
@@ -310,7 +310,7 @@ def test_a_process_that_not_even_sigkill_ends_is_given_up_and_its_memory_is_gran
     assert isinstance(answer.ending.error, WorkerDied)
     assert boss.saw(e.WorkerStuck) == [e.WorkerStuck("a", stuck.pid, 10 * GIB)]
     assert any(f"pid {stuck.pid}" in problem and "10.0 GiB" in problem for problem in boss.problems())
-    assert Tracked(stuck.pid) in boss.stage.actor(boss.ref)._tracked.workers
+    assert Tracked(stuck.pid) in boss.stage.actor(boss.ref)._measuring.tracked.workers
     # What it holds is not there for others: 100 GiB less 10 of the stuck one and 75 of other programs.
     boss.host.others_bytes = 75 * GIB
     boss.sample()
@@ -335,7 +335,7 @@ def test_a_model_on_its_way_out_that_can_not_be_ended_does_not_hold_up_the_other
     boss.chat()
     boss.ready()
     boss.step(finish=True)
-    boss.stage.actor(boss.ref)._slots["a"].ref.tell(m.Unload("asked for"))
+    boss.stage.actor(boss.ref)._slots.get("a").ref.tell(m.Unload("asked for"))
     boss.stage.drain()
     boss.stage.advance(3.0 + GIVE_UP_S)
     boss.stage.advance(3.0)

@@ -143,7 +143,7 @@ class TestCounting:
 
     def test_a_count_of_a_former_actor_is_not_taken_for_this_ones(self, boss, stage):
         supervisor = stage.actor(boss)
-        slot = supervisor._slot("a")
+        slot = supervisor._slots.open("a")
         for at, urn in ((1.0, slot.ref.actor_urn), (2.0, "urn:of-another"), (2.0, slot.ref.actor_urn)):
             boss.tell(m.Counted("a", 10 if urn == "urn:of-another" else int(at), at, urn))
         boss.tell(m.Counted("nobody", 1, 1.0, "urn"))

@@ -160,7 +160,8 @@ class Machine(RuleBasedStateMachine):
     def excuse(self, grace_s: float) -> None:
         until = self.stage.time + grace_s
         for slot in self.boss._slots:
-            self.may_stop[slot] = min(until, self.may_stop.get(slot, until))
+            name = slot.status.name
+            self.may_stop[name] = min(until, self.may_stop.get(name, until))
 
     def on_event(self, event: Any) -> None:
         match event:
@@ -419,7 +420,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.boss._slots)
     @rule(number=picks, order=orders, rest=at_rest)
     def an_actor_fails(self, number: int, order: int, rest: bool) -> None:
-        slots = list(self.boss._slots.values())
+        slots = list(self.boss._slots)
         m.tell(slots[number % len(slots)].ref, self.fakes.Bug())
         if rest:
             self.settle(order)
@@ -451,7 +452,7 @@ class Machine(RuleBasedStateMachine):
             return
         for worker in self.host.alive:
             if not worker.told:
-                assert self.boss._slots[worker.name].seat().reserved_bytes == worker.granted, worker.name
+                assert self.boss._slots.get(worker.name).seat().reserved_bytes == worker.granted, worker.name
 
     # ---- the end
 

@@ -130,7 +130,7 @@ def test_its_memory_is_watched_and_counts_for_the_load_that_uses_it(boss: Boss) 
     boss.sample()
     supervisor = boss.stage.actor(boss.ref)
     assert supervisor._spare.footprint_bytes == boss.host.process_bytes
-    assert boss.spare.pid in {one.pid for one in supervisor._tracked.workers}
+    assert boss.spare.pid in {one.pid for one in supervisor._measuring.tracked.workers}
     plans = [boss.fakes.Answer(boss.stage, name, (object,)) for name in "ab"]
     for name, answer in zip("ab", plans, strict=True):
         boss.tell(m.PlanLoad(name, (states.NEED,), answer))
