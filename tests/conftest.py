@@ -19,7 +19,6 @@ import yaml
 from plimsoll import config
 from plimsoll.actors import messages as m
 from plimsoll.actors.system import ActorSystem
-from plimsoll.actors.timers import Timer
 from plimsoll.catalog import Catalog
 from plimsoll.engine.protocol import ChatRequest
 from plimsoll.memory.sample import Reading, Sample
@@ -58,29 +57,6 @@ class Recorder:
         while not self._queue.empty():
             self.items.append(self._queue.get())
         return sum(isinstance(item, m.Finished | m.Failed) for item in self.items)
-
-
-class ManualTimers:
-    """``Timers`` whose time only moves in ``advance``."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-        self.due: list[tuple[float, Timer]] = []
-
-    def now(self) -> float:
-        return self.time
-
-    def tell_later(self, delay_s: float, ref: m.Ref, message: Any) -> Timer:
-        timer = Timer(ref, message)
-        self.due.append((self.time + delay_s, timer))
-        return timer
-
-    def advance(self, seconds: float) -> None:
-        self.time += seconds
-        for at, timer in sorted(self.due, key=lambda one: one[0]):
-            if at <= self.time:
-                self.due.remove((at, timer))
-                timer.fire()
 
 
 class Memory:
