@@ -4,9 +4,8 @@ from collections.abc import Iterable
 
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
+from plimsoll.memory.report import gib
 from plimsoll.memory.sample import Sample, Tracked
-
-_GIB = 1024**3
 
 
 class StuckWorkers:
@@ -36,7 +35,7 @@ class StuckWorkers:
 
     def problems(self) -> list[str]:
         return [
-            f"the worker of {model} (pid {pid}) can't be ended: its {held / _GIB:.1f} GiB count as used until the "
+            f"the worker of {model} (pid {pid}) can't be ended: its {gib(held)} count as used until the "
             "system lets it go; if it stays, look for a disk or driver that does not answer, or restart the machine"
             for pid, (model, held) in self._workers.items()
         ]
