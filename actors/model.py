@@ -72,9 +72,7 @@ class ModelActor(pykka.ThreadingActor):
         self._requests = Requests(settings.rules.queue + self._max_batch)
         self._state = State.COLD
         self._info: p.ModelInfo | None = None
-        self._mlx_bytes = 0
         self._failures = Failures()
-        self._last_words: p.LoadError | p.EngineError | Hung | None = None
         self._published: m.ModelStatus | None = None
         self._handlers: dict[type, Callable[[Any], object]] = {
             m.FromWorker: self._on_event,
@@ -106,11 +104,11 @@ class ModelActor(pykka.ThreadingActor):
             p.LoadProgress: self._on_load_progress,
             p.Fetched: self._loading.on_fetched,
             p.Ready: self._on_ready,
-            p.Trimmed: self._on_trimmed,
+            p.Trimmed: self._worker.on_trimmed,
             p.Embedded: self._on_embedded,
             p.RequestError: self._on_request_error,
-            p.LoadError: self._on_load_error,
-            p.EngineError: self._on_engine_error,
+            p.LoadError: self._worker.on_load_error,
+            p.EngineError: self._worker.on_engine_error,
         }
 
     def on_receive(self, message: Any) -> None:
@@ -200,7 +198,7 @@ class ModelActor(pykka.ThreadingActor):
             if message.spare:
                 message.spare.kill()
             return
-        self._last_words = self._info = None
+        self._info = None
         try:
             self._worker.start(self._loading.command(message.need), message.spare)
         except OSError as error:
@@ -236,20 +234,9 @@ class ModelActor(pykka.ThreadingActor):
         self._idleness.used()
         self._settle()
 
-    def _on_trimmed(self, event: p.Trimmed) -> None:
-        self._mlx_bytes = event.active_bytes + event.cache_bytes
-
     def _on_request_error(self, event: p.RequestError) -> None:
         self._requests.refused(event)
         self._settle()
-
-    def _on_load_error(self, event: p.LoadError) -> None:
-        self._last_words = event
-
-    def _on_engine_error(self, event: p.EngineError) -> None:
-        self._last_words = event
-        # It should exit by itself, but a poisoned engine is not trusted with that.
-        self._worker.kill()
 
     def _on_ready(self, event: p.Ready) -> None:
         if self._state != State.LOADING:
@@ -270,7 +257,7 @@ class ModelActor(pykka.ThreadingActor):
         pid = self._worker.pid
         hung = self._hangs.look(pid)
         if hung and pid:
-            self._last_words = hung
+            self._worker.last_words = hung
             doing = "loading" if self._state == State.LOADING else "generating"
             self._journal.record(events.WorkerHung(self._name, pid, hung.silent_s, doing, self._requests.running))
             m.tell(self._supervisor, m.WorkerHangs(self._name))
@@ -291,8 +278,9 @@ class ModelActor(pykka.ThreadingActor):
         if loading and self._loading.fetched and message.code == 0:
             self._loading.weigh()
             return
-        hung_s = self._last_words.silent_s if isinstance(self._last_words, Hung) else 0.0
-        error = explain(self._name, loading=loading, exit_=message, last_words=self._last_words)
+        last_words = self._worker.last_words
+        hung_s = last_words.silent_s if isinstance(last_words, Hung) else 0.0
+        error = explain(self._name, loading=loading, exit_=message, last_words=last_words)
         # What has not answered anything yet may be asked again, but only once: it may be what the worker died of.
         self._requests.requeue_untouched()
         self._requests.fail_running(error)
@@ -418,7 +406,7 @@ class ModelActor(pykka.ThreadingActor):
             stage=progress.stage if loading else "",
             done_bytes=progress.done if loading else 0,
             total_bytes=progress.total if loading else 0,
-            mlx_bytes=self._mlx_bytes,
+            mlx_bytes=self._worker.mlx_bytes,
             info=self._info,
             error=self._failures.last.message if self._failures.last else "",
         )

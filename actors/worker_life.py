@@ -4,10 +4,11 @@ import signal
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from plimsoll.actors.hang_watch import Hung
 from plimsoll.actors.messages import FromWorker, Message, Ref, WorkerExited, tell
 from plimsoll.actors.timers import Timers
 from plimsoll.engine.process import SpawnWorker, Worker
-from plimsoll.engine.protocol import Command, Event, FetchModel, LoadModel, Shutdown
+from plimsoll.engine.protocol import Command, EngineError, Event, FetchModel, LoadError, LoadModel, Shutdown, Trimmed
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.plan import Need
@@ -44,7 +45,10 @@ class Escalate(Message, frozen=True):
 
 
 class WorkerLife:
-    """At most one worker at a time; owned by one ModelActor, whose mailbox hears of its events and its exit."""
+    """At most one worker at a time; owned by one ModelActor, whose mailbox hears of its events and its exit.
+
+    ``last_words`` say why it is about to end, ``mlx_bytes`` is what it held when its caches were last trimmed.
+    """
 
     def __init__(self, name: str, owner: Ref, effects: Effects, stop_grace_s: float) -> None:
         self._name = name
@@ -55,6 +59,8 @@ class WorkerLife:
         self._stop_grace_s = stop_grace_s
         self._generation = 0
         self._worker: Worker | None = None
+        self.last_words: LoadError | EngineError | Hung | None = None
+        self.mlx_bytes = 0
 
     @property
     def pid(self) -> int | None:
@@ -65,6 +71,7 @@ class WorkerLife:
 
         Raises ``OSError`` when no process can be made.
         """
+        self.last_words = None
         self._generation += 1
         generation, owner = self._generation, self._owner
 
@@ -88,6 +95,17 @@ class WorkerLife:
     def send(self, command: Command) -> None:
         if self._worker:
             self._worker.send(command)
+
+    def on_trimmed(self, event: Trimmed) -> None:
+        self.mlx_bytes = event.active_bytes + event.cache_bytes
+
+    def on_load_error(self, event: LoadError) -> None:
+        self.last_words = event
+
+    def on_engine_error(self, event: EngineError) -> None:
+        """It should exit by itself, but a poisoned engine is not trusted with that."""
+        self.last_words = event
+        self.kill()
 
     def stop(self, *, hard: bool) -> bool:
         """End it: orderly, then by SIGTERM, then by SIGKILL; ``hard`` skips the orderly part. False: none is there."""
