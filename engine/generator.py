@@ -1,7 +1,9 @@
 """Makes mlx-lm's batch generator as this server wants it."""
 
+from typing import Any
+
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, GenerationBatch
 
 from plimsoll.engine.kv_measure import leaves
 from plimsoll.engine.loading import Loaded
@@ -9,8 +11,7 @@ from plimsoll.engine.pace import Pace
 
 # Tokens of prompts per step: the first guess while others stream, and what is read at once while nobody does.
 _FIRST_CHUNK = {"cpu": 16, "gpu": 128}
-_IDLE_CHUNK = {"cpu": 256, "gpu": 1024}
-_PREFILL_BATCH = 8
+_IDLE_CHUNK = {"cpu": 512, "gpu": 1024}
 
 
 def open_pace(device: str, chunk: int | None) -> Pace:
@@ -18,14 +19,40 @@ def open_pace(device: str, chunk: int | None) -> Pace:
     return Pace(first=_FIRST_CHUNK[device], idle=_IDLE_CHUNK[device], fixed=chunk)
 
 
-def open_generator(loaded: Loaded, max_batch: int) -> BatchGenerator:
+class Generator(BatchGenerator):  # type: ignore[misc] # mlx-lm is untyped
+    """mlx-lm's generator with its step in two halves, so that a first token need not wait for others' prompts.
+
+    mlx-lm's own step decodes, then lets read prompts join, then reads a chunk of those that come behind; only then are
+    the decoded tokens handed out.
+    """
+
+    _generation_batch: GenerationBatch
+
+    def read(self) -> list[Any]:
+        """Read one chunk of every prompt; those that were read but for their last token begin to decode."""
+        running, self._generation_batch = self._generation_batch, GenerationBatch.empty(self.model, self.sampler)
+        try:
+            progress, _ = self.next()
+        finally:
+            begun, self._generation_batch = self._generation_batch, running
+        if len(begun):
+            running.extend(begun)
+        return list(progress)
+
+    def decode(self) -> list[Any]:
+        """One token of every answer that has begun."""
+        with mx.stream(self.stream):
+            return list(self._generation_batch.next())
+
+
+def open_generator(loaded: Loaded, max_batch: int) -> Generator:
     metal = mx.metal.is_available()
     wired = mx.set_wired_limit(0) if metal else 0
-    generator = BatchGenerator(
+    generator = Generator(
         loaded.model,
         stop_tokens=[(token,) for token in loaded.tokenizer.eos_token_ids],
         completion_batch_size=max_batch,
-        prefill_batch_size=min(_PREFILL_BATCH, max_batch),
+        prefill_batch_size=max_batch,
     )
     if metal:
         # Its constructor wires up to 75 % of the machine's memory, per process; kernel panics have been reported.

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, GenerationBatch
+from mlx_lm.generate import GenerationBatch
 
 from plimsoll.engine import loading, prompts
 from plimsoll.engine.allocator import give_back
 from plimsoll.engine.answer_parts import AnswerParts, Parts
 from plimsoll.engine.disk_cache import FOLDER, DiskCache, fingerprint
 from plimsoll.engine.engine import Progress
-from plimsoll.engine.generator import open_generator, open_pace, settle
+from plimsoll.engine.generator import Generator, open_generator, open_pace, settle
 from plimsoll.engine.kv_budget import KvBudget
 from plimsoll.engine.kv_measure import measure
 from plimsoll.engine.live import Live, advance, processors
@@ -41,7 +41,7 @@ from plimsoll.errors import BadRequest, InternalError
 @dataclass(frozen=True, slots=True)
 class _Model:
     loaded: loading.Loaded
-    generator: BatchGenerator
+    generator: Generator
     pace: Pace
     budget: KvBudget
     prompts: prompts.PromptMaker
@@ -132,25 +132,39 @@ class MlxEngine:
             if not self._live:
                 self._recall.look()
             else:
-                rows = sum(live.unread > 0 for live in self._live.values())
-                generator.prefill_step_size = model.pace.per_row(rows, streaming=self._streaming)
+                began_s, streamed = self._clock(), self._streaming
+                read, begun = self._read(model, events)
                 advance(generator, self._live)
-                began_s, before = self._clock(), sum(live.unread for live in self._live.values())
-                prefill, decoded = generator.next()
-                for read in prefill:
-                    live = self._live[read.uid]
-                    done, total = live.cached + read.progress[0], len(live.prompt.tokens)
-                    live.unread = total - done
-                    events.append(PrefillProgress(live.id, done, total))
-                count = before - sum(live.unread for live in self._live.values())
-                model.pace.note(self._clock() - began_s, read=count, decoded=len(decoded))
-                changed = any(read.end_of_prompt for read in prefill) or any(one.finish_reason for one in decoded)
+                decoded = generator.decode()
+                model.pace.note(self._clock() - began_s, read=read, passes=streamed + (read > 0) + begun)
+                changed = begun or any(one.finish_reason for one in decoded)
                 while decoded:  # taken out, for the cache of one that has finished holds the whole old batch
                     self._take(decoded.pop(0), draft)
                 if changed:
                     settle(generator)
         refused, self._refused = self._refused, []
         return [*events, *refused, draft.step()]
+
+    def _read(self, model: _Model, events: list[Event]) -> tuple[int, bool]:
+        """One chunk of the prompts: how many tokens were read, and whether answers begin."""
+        rows = [live for live in self._live.values() if live.unread]
+        if not rows:
+            return 0, False
+        before = sum(live.unread for live in rows)
+        model.generator.prefill_step_size = model.pace.per_row(len(rows), self._room(model))
+        begun = self._note_read(model.generator.read(), events)
+        if all(live.unread <= 1 for live in rows) and any(live.unread for live in rows):
+            # Their last tokens are read with the decode: now, and not after the next prompt.
+            begun |= self._note_read(model.generator.read(), events)
+        return before - sum(live.unread for live in rows), begun
+
+    def _note_read(self, progress: list[Any], events: list[Event]) -> bool:
+        for read in progress:
+            live = self._live[read.uid]
+            done, total = live.cached + read.progress[0], len(live.prompt.tokens)
+            live.unread = total - done
+            events.append(PrefillProgress(live.id, done, total))
+        return any(read.end_of_prompt for read in progress)
 
     def idle(self) -> bool:
         return self._recall.put_away()
@@ -174,7 +188,7 @@ class MlxEngine:
     def _admit(self, model: _Model) -> None:
         """Let those who wait join, in their order, while the batch, the memory and this step's reading have room."""
         budget, generator = model.budget, model.generator
-        room = model.pace.room(streaming=self._streaming)
+        room = self._room(model)
         reading = sum(live.unread for live in self._live.values())
         while self._waiting and len(self._live) < self._options.max_batch:
             prompt = self._waiting.first.prompt
@@ -182,14 +196,21 @@ class MlxEngine:
                 for late in self._waiting.hold(self._clock()):
                     self._refuse(late.id, late.prompt, "insufficient_memory", budget.waited(late.prompt.wish))
                 return
-            if reading and reading + min(len(prompt.tokens), room) > room:
+            if reading >= room:
                 break
             layers, cached = self._recall.find(prompt.tokens, generator)
+            if reading and reading + min(len(prompt.tokens) - cached, room) > room:
+                break
             if self._recall.is_coming(prompt.tokens, cached, self._live.values()):
                 break
             reading += len(prompt.tokens) - cached
             self._join(model, self._waiting.pop().id, prompt, layers, cached)
         self._waiting.flow()
+
+    def _room(self, model: _Model) -> int:
+        """How many tokens of prompts this step may read."""
+        waiting = len(self._waiting) + sum(live.unread > 0 for live in self._live.values())
+        return model.pace.room(streaming=self._streaming, waiting=waiting)
 
     @property
     def _streaming(self) -> bool:

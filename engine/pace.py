@@ -1,7 +1,10 @@
 """How many tokens of prompts one step reads, for running answers wait for it. Pure: measured times are handed in."""
 
-# While answers stream, a step may take this many times as long as one that reads nothing.
-STRETCH = 2.5
+# While answers stream and one prompt is read, a step may take this many times as long as one that reads nothing; and
+# so many times more for every further one that waits: many who wait weigh more than a few who are slowed down.
+STRETCH = 2.8
+_MORE = 1.0
+_MOST_STRETCH = 8.0
 # Less is not worth a pass over the weights.
 _LEAST_TOKENS = 8
 # Prompts of a fixed chunk that are read together while nobody streams.
@@ -17,13 +20,15 @@ class Pace:
     heard. While answers stream as many as stretch the step to ``STRETCH`` times its usual length, as measured on the
     steps before, ``first`` until that is known. Where the configuration wants a ``fixed`` number, that many per step
     while others stream, and never more of one prompt.
+
+    A step is a sum of passes over the weights, each as long as a step that only decodes, and of a time per token read.
     """
 
     def __init__(self, *, first: int, idle: int, fixed: int | None = None) -> None:
         self._first = first
         self._idle = idle if fixed is None else _SIDE_BY_SIDE * fixed
         self._fixed = fixed
-        self._decode_s: float | None = None
+        self._pass_s: float | None = None
         self._token_s: float | None = None
 
     @property
@@ -36,31 +41,32 @@ class Pace:
         """What a short prompt is padded with at most; alone it is not padded."""
         return self._fixed or self._idle // 2
 
-    def room(self, *, streaming: bool) -> int:
-        """Tokens to read in the next step, over all prompts that are being read."""
+    def room(self, *, streaming: bool, waiting: int = 1) -> int:
+        """Tokens to read in the next step, over all prompts that are being read; ``waiting`` requests wait for it."""
         if not streaming:
             return self._idle
         if self._fixed:
             return self._fixed
-        if self._decode_s is None or self._token_s is None:
+        if self._pass_s is None or self._token_s is None:
             return self._first
-        fits = int((STRETCH - 1) * self._decode_s / self._token_s)
+        stretch = min(STRETCH + _MORE * max(0, waiting - 1), _MOST_STRETCH)
+        # One pass decodes and one reads.
+        fits = int((stretch - 2) * self._pass_s / self._token_s)
         return max(_LEAST_TOKENS, min(fits, self._idle))
 
-    def per_row(self, rows: int, *, streaming: bool) -> int:
-        """Tokens to read of each of so many prompts."""
-        return max(1, min(self.most, self.room(streaming=streaming) // max(1, rows)))
+    def per_row(self, rows: int, room: int) -> int:
+        """Tokens to read of each of so many prompts, where there is ``room`` for so many in all."""
+        return max(1, min(self.most, room // max(1, rows)))
 
-    def note(self, seconds: float, *, read: int, decoded: int) -> None:
-        """One step took ``seconds``, read so many tokens of prompts and decoded so many answers' tokens."""
-        if seconds <= 0:
+    def note(self, seconds: float, *, read: int, passes: int) -> None:
+        """One step took ``seconds`` for so many passes over the weights and read so many tokens of prompts."""
+        if seconds <= 0 or not passes:
             return
-        if decoded and not read:
-            self._decode_s = _blend(self._decode_s, seconds)
-        elif read:
-            # A step that only reads says most; one that also decodes has the usual length of that in it.
-            decoding_s = (self._decode_s or 0.0) if decoded else 0.0
-            self._token_s = _blend(self._token_s, max(seconds - decoding_s, 0.1 * seconds) / read)
+        if not read:
+            self._pass_s = _blend(self._pass_s, seconds / passes)
+            return
+        rest_s = seconds - passes * (self._pass_s or 0.0)
+        self._token_s = _blend(self._token_s, max(rest_s, 0.1 * seconds) / read)
 
 
 def _blend(old: float | None, new: float) -> float:

@@ -7,6 +7,7 @@ outlives the front.
 
 import contextlib
 import gc
+import math
 import os
 import queue
 import signal
@@ -46,6 +47,9 @@ from plimsoll.errors import BadRequest, ContextTooLong
 # The kernel's OOM killer takes the process with the highest score: a worker, never the front.
 _OOM_SCORE_ADJ = "800"
 
+# A request that comes to an idle engine waits this long for others, and so long if they go on coming.
+_GATHER_S = 0.005
+_GATHER_MOST_S = 0.05
 # Silence after which a worker has time to put things away.
 _IDLE_S = 1.0
 
@@ -188,9 +192,10 @@ class Worker:
 
     def _take_jobs(self, engine: Engine) -> bool:
         """Everything that waits, and at least one job when there is nothing to step. False on ``Shutdown``."""
+        gather_until = None if engine.busy() else math.inf
         while True:
             try:
-                job = self._jobs.get(block=not engine.busy(), timeout=_IDLE_S if self._tidying else None)
+                job = self._next_job(engine, gather_until)
             except queue.Empty:
                 if engine.busy():
                     return True
@@ -200,6 +205,17 @@ class Worker:
                 return False
             self._tidying = True
             self._do(engine, job)
+            if gather_until == math.inf:
+                gather_until = time.monotonic() + _GATHER_MOST_S
+
+    def _next_job(self, engine: Engine, gather_until: float | None) -> _Job:
+        """Raises ``queue.Empty`` when there is something better to do than to wait."""
+        if not engine.busy():
+            return self._jobs.get(timeout=_IDLE_S if self._tidying else None)
+        # Requests that were sent at once come one after another; read together they are answered sooner.
+        if gather_until is not None and time.monotonic() < gather_until:
+            return self._jobs.get(timeout=_GATHER_S)
+        return self._jobs.get(block=False)
 
     def _do(self, engine: Engine, job: _Job) -> None:
         match job:

@@ -230,7 +230,7 @@ def test_a_schema_that_takes_hours_or_gigabytes_costs_a_child_process_two_second
     assert caught.value.param == "response_format"
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 4
-    assert after.ru_maxrss < 1_200_000
+    assert after.ru_maxrss < 1_200_000 or after.ru_maxrss == before.ru_maxrss  # of the largest child so far
     # Several answers to one request ask for the same again.
     with pytest.raises(BadRequest, match="takes more than 2 s"):
         engine.prepare(ask(schema))

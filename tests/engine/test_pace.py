@@ -15,59 +15,77 @@ def test_the_first_reading_beside_a_stream_is_small():
     assert paced().room(streaming=True) == 16
 
 
-@pytest.mark.parametrize(("decode_s", "token_s"), [(0.06, 0.007), (0.02, 0.001), (0.1, 0.002)])
-def test_a_step_that_reads_takes_the_stretch_of_one_that_does_not(decode_s, token_s):
+@pytest.mark.parametrize(("pass_s", "token_s"), [(0.05, 0.0022), (0.02, 0.001), (0.1, 0.002)])
+def test_a_step_that_reads_takes_the_stretch_of_one_that_does_not(pass_s, token_s):
     pace = paced()
     for _ in range(30):
-        pace.note(decode_s, read=0, decoded=1)
+        pace.note(pass_s, read=0, passes=1)
         room = pace.room(streaming=True)
-        pace.note(decode_s + room * token_s, read=room, decoded=1)
-    assert pace.room(streaming=True) * token_s == pytest.approx((STRETCH - 1) * decode_s, rel=0.2)
+        pace.note(2 * pass_s + room * token_s, read=room, passes=2)
+    took_s = 2 * pass_s + pace.room(streaming=True) * token_s
+    assert took_s == pytest.approx(STRETCH * pass_s, rel=0.1)
 
 
 def test_reading_slows_down_as_the_prompt_grows_long():
     pace = paced()
-    pace.note(0.06, read=0, decoded=1)
-    pace.note(0.06 + 16 * 0.005, read=16, decoded=1)
+    pace.note(0.06, read=0, passes=1)
+    pace.note(0.12 + 16 * 0.002, read=16, passes=2)
     before = pace.room(streaming=True)
     for _ in range(20):
-        pace.note(0.06 + 16 * 0.010, read=16, decoded=1)
+        pace.note(0.12 + 16 * 0.004, read=16, passes=2)
     assert pace.room(streaming=True) == pytest.approx(before / 2, rel=0.2)
+
+
+def test_the_more_requests_wait_the_more_is_read():
+    pace = paced()
+    pace.note(0.05, read=0, passes=1)
+    pace.note(0.1 + 16 * 0.002, read=16, passes=2)
+    rooms = [pace.room(streaming=True, waiting=waiting) for waiting in (1, 2, 3, 8, 100)]
+    assert rooms == sorted(rooms)
+    assert rooms[0] < rooms[1] < rooms[2]
+    assert rooms[3] == rooms[4]
 
 
 def test_what_was_learnt_while_nobody_streamed_counts():
     pace = paced()
-    pace.note(1.0, read=200, decoded=0)
-    pace.note(0.05, read=0, decoded=3)
-    assert pace.room(streaming=True) == int((STRETCH - 1) * 0.05 / (1.0 / 200))
+    pace.note(1.0, read=200, passes=1)
+    pace.note(0.05, read=0, passes=1)
+    assert pace.room(streaming=True) == max(8, int((STRETCH - 2) * 0.05 / (1.0 / 200)))
 
 
 def test_a_little_is_read_however_slow_it_is():
     pace = paced()
-    pace.note(0.05, read=0, decoded=1)
-    pace.note(10.0, read=16, decoded=1)
+    pace.note(0.05, read=0, passes=1)
+    pace.note(10.0, read=16, passes=2)
     assert pace.room(streaming=True) == 8
 
 
-def test_a_step_that_was_faster_than_decoding_alone_does_not_make_reading_free():
+def test_a_step_that_was_faster_than_its_passes_does_not_make_reading_free():
     pace = paced()
-    pace.note(0.05, read=0, decoded=1)
-    pace.note(0.04, read=16, decoded=1)
+    pace.note(0.05, read=0, passes=1)
+    pace.note(0.04, read=16, passes=2)
     assert 8 <= pace.room(streaming=True) <= 256
+
+
+def test_a_clock_that_stands_still_teaches_nothing():
+    pace = paced()
+    pace.note(0.0, read=0, passes=1)
+    pace.note(0.0, read=16, passes=2)
+    assert pace.room(streaming=True) == 16
 
 
 def test_a_fixed_chunk_is_kept_whatever_is_measured():
     pace = paced(fixed=64)
-    pace.note(0.05, read=0, decoded=1)
-    pace.note(1.0, read=64, decoded=1)
+    pace.note(0.05, read=0, passes=1)
+    pace.note(1.0, read=64, passes=2)
     assert pace.room(streaming=True) == 64
     assert pace.room(streaming=False) == 256
-    assert pace.per_row(1, streaming=False) == pace.most == pace.most_padding == 64
+    assert pace.per_row(1, 256) == pace.most == pace.most_padding == 64
 
 
 def test_several_prompts_share_the_room():
     pace = paced()
-    assert pace.per_row(4, streaming=False) == 64
-    assert pace.per_row(1, streaming=False) == 256
-    assert pace.per_row(0, streaming=False) == 256
-    assert pace.per_row(100, streaming=True) == 1
+    assert pace.per_row(4, 256) == 64
+    assert pace.per_row(1, 256) == 256
+    assert pace.per_row(0, 256) == 256
+    assert pace.per_row(100, 16) == 1
