@@ -48,7 +48,6 @@ class _Stream(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        self._answer.asked = time.perf_counter()
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -104,6 +103,7 @@ async def stream(
 ) -> Answer:
     """One streamed chat on a connection of its own; a given ``answer`` can be watched as it grows."""
     answer = answer or Answer()
+    answer.asked = time.perf_counter()  # who waits for a connection waits for an answer
     whole = {**body, "stream": True, "stream_options": {"include_usage": True}}
     request = post(host, "/v1/chat/completions", whole, close=True)
     try:
