@@ -65,7 +65,7 @@ def tokens_of_room(tokens):
 def test_bytes_per_token_are_measured_on_the_model(folder, sliding):
     assert open_engine(folder)._model.budget._cost == KvCost(((TOKEN_BYTES, None),))
     half = TOKEN_BYTES // 2
-    window = 300 + 256 + STEP_TOKENS  # a whole chunk is let in while nobody streams
+    window = 300 + 512 + STEP_TOKENS  # a whole chunk is let in while nobody streams
     assert open_engine(sliding)._model.budget._cost == KvCost(((half, None), (half, window)))
 
 

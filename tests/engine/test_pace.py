@@ -15,7 +15,7 @@ def test_the_first_reading_beside_a_stream_is_small():
     assert paced().room(streaming=True) == 16
 
 
-@pytest.mark.parametrize(("pass_s", "token_s"), [(0.05, 0.0022), (0.02, 0.001), (0.1, 0.002)])
+@pytest.mark.parametrize(("pass_s", "token_s"), [(0.05, 0.001), (0.02, 0.0004), (0.1, 0.002)])
 def test_a_step_that_reads_takes_the_stretch_of_one_that_does_not(pass_s, token_s):
     pace = paced()
     for _ in range(30):
@@ -28,18 +28,18 @@ def test_a_step_that_reads_takes_the_stretch_of_one_that_does_not(pass_s, token_
 
 def test_reading_slows_down_as_the_prompt_grows_long():
     pace = paced()
-    pace.note(0.06, read=0, passes=1)
-    pace.note(0.12 + 16 * 0.002, read=16, passes=2)
+    pace.note(0.1, read=0, passes=1)
+    pace.note(0.2 + 64 * 0.001, read=64, passes=2)
     before = pace.room(streaming=True)
     for _ in range(20):
-        pace.note(0.12 + 16 * 0.004, read=16, passes=2)
+        pace.note(0.2 + 64 * 0.002, read=64, passes=2)
     assert pace.room(streaming=True) == pytest.approx(before / 2, rel=0.2)
 
 
 def test_the_more_requests_wait_the_more_is_read():
     pace = paced()
     pace.note(0.05, read=0, passes=1)
-    pace.note(0.1 + 16 * 0.002, read=16, passes=2)
+    pace.note(0.1 + 16 * 0.0008, read=16, passes=2)
     rooms = [pace.room(streaming=True, waiting=waiting) for waiting in (1, 2, 3, 8, 100)]
     assert rooms == sorted(rooms)
     assert rooms[0] < rooms[1] < rooms[2]
@@ -50,21 +50,21 @@ def test_what_was_learnt_while_nobody_streamed_counts():
     pace = paced()
     pace.note(1.0, read=200, passes=1)
     pace.note(0.05, read=0, passes=1)
-    assert pace.room(streaming=True) == max(8, int((STRETCH - 2) * 0.05 / (1.0 / 200)))
+    assert pace.room(streaming=True) == max(32, int((STRETCH - 2) * 0.05 / (1.0 / 200)))
 
 
 def test_a_little_is_read_however_slow_it_is():
     pace = paced()
     pace.note(0.05, read=0, passes=1)
     pace.note(10.0, read=16, passes=2)
-    assert pace.room(streaming=True) == 8
+    assert pace.room(streaming=True) == 32
 
 
 def test_a_step_that_was_faster_than_its_passes_does_not_make_reading_free():
     pace = paced()
     pace.note(0.05, read=0, passes=1)
     pace.note(0.04, read=16, passes=2)
-    assert 8 <= pace.room(streaming=True) <= 256
+    assert 32 <= pace.room(streaming=True) <= 256
 
 
 def test_a_clock_that_stands_still_teaches_nothing():
