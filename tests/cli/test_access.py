@@ -28,7 +28,8 @@ COMMANDS = [
     ["top", "--json"],
     ["events"],
     ["cleanup"],
-    ["reload"],
+    ["reload", "--json"],
+    ["pull", "echo"],
     ["unload", "echo"],
 ]
 
