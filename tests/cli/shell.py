@@ -14,7 +14,7 @@ import time
 import httpx
 import yaml
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 PLIMSOLL = [sys.executable, "-m", "plimsoll"]
 
 
