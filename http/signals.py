@@ -12,6 +12,8 @@ from pathlib import Path
 from plimsoll.errors import ConfigError, PlimsollError
 from plimsoll.http.front import App
 
+# What the kernel may take to part a process from its terminal.
+_GOING_S = 0.2
 _log = logging.getLogger("plimsoll.http")
 
 
@@ -38,6 +40,10 @@ def on_signals(app: App, stop: Callable[[], None], on_exit: Callable[[], None]) 
     ends_with_terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
     def hung_up() -> None:
+        # The signal comes before the terminal is quite gone, and then it looks like a call to reload.
+        loop.call_later(_GOING_S if ends_with_terminal else 0.0, judge)
+
+    def judge() -> None:
         if front.stopping:
             return  # a terminal that goes may say so twice
         if ends_with_terminal and not _has_terminal():
