@@ -10,6 +10,8 @@ from typing import Any
 _USAGE = re.compile(rb'"completion_tokens": ?(\d+)')
 _PROMPT = re.compile(rb'"prompt_tokens": ?(\d+)')
 _CACHED = re.compile(rb'"cached_tokens": ?(\d+)')
+# Who waits longer counts as lost: a full listen queue lets a client try to connect for minutes.
+_PATIENCE_S = 300.0
 _TEXT = (b'"content":"', b'"content": "')
 _EMPTY = (b'"content":""', b'"content": ""')
 
@@ -107,13 +109,13 @@ async def stream(
     whole = {**body, "stream": True, "stream_options": {"include_usage": True}}
     request = post(host, "/v1/chat/completions", whole, close=True)
     try:
-        _, protocol = await asyncio.get_running_loop().create_connection(
-            lambda: _Stream(request, answer, timed=timed, texts=texts), host, port
-        )
-    except OSError as error:
-        answer.error = str(error)
-        return answer
-    await protocol.done
+        async with asyncio.timeout(_PATIENCE_S):
+            _, protocol = await asyncio.get_running_loop().create_connection(
+                lambda: _Stream(request, answer, timed=timed, texts=texts), host, port
+            )
+            await protocol.done
+    except (OSError, TimeoutError) as error:
+        answer.error = str(error) or f"nothing after {_PATIENCE_S:.0f} s"
     return answer
 
 
