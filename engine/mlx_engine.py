@@ -198,13 +198,13 @@ class MlxEngine:
                 return
             if reading >= room:
                 break
-            layers, cached = self._recall.find(prompt.tokens, generator)
+            cached = self._recall.known(prompt.tokens, generator)
             if reading and reading + min(len(prompt.tokens) - cached, room) > room:
                 break
             if self._recall.is_coming(prompt.tokens, cached, self._live.values()):
                 break
             reading += len(prompt.tokens) - cached
-            self._join(model, self._waiting.pop().id, prompt, layers, cached)
+            self._join(model, self._waiting.pop().id, prompt)
         self._waiting.flow()
 
     def _room(self, model: _Model) -> int:
@@ -217,7 +217,8 @@ class MlxEngine:
         """Somebody waits for every step."""
         return any(live.unread == 0 for live in self._live.values())
 
-    def _join(self, model: _Model, request_id: str, prompt: prompts.Prompt, layers: Any, cached: int) -> None:
+    def _join(self, model: _Model, request_id: str, prompt: prompts.Prompt) -> None:
+        layers, cached = self._recall.take(prompt.tokens, model.generator)
         (uid,) = model.generator.insert(
             [prompt.tokens[cached:]],
             [prompt.max_tokens],

@@ -44,17 +44,16 @@ class PromptCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def known(self, tokens: list[int]) -> int:
+        """The length of what ``take`` would give."""
+        return self._longest(tokens)[1]
+
     def take(self, tokens: list[int]) -> tuple[list[Any] | None, int]:
         """Layers that hold the longest known beginning of ``tokens``, and its length.
 
         At least the last token is left over, for the generator needs one to read. The entry stays.
         """
-        best, length = None, 0
-        for entry in self._entries:
-            common = min(common_prefix(entry.tokens, tokens), len(tokens) - 1)
-            usable = common == len(entry.tokens) or can_trim_prompt_cache(entry.layers)
-            if usable and common > length:
-                best, length = entry, common
+        best, length = self._longest(tokens)
         if best is None:
             return None, 0
         self._touch(best)
@@ -89,6 +88,15 @@ class PromptCache:
 
     def clear(self) -> None:
         self._entries.clear()
+
+    def _longest(self, tokens: list[int]) -> tuple[_Entry | None, int]:
+        best, length = None, 0
+        for entry in self._entries:
+            common = min(common_prefix(entry.tokens, tokens), len(tokens) - 1)
+            usable = common == len(entry.tokens) or can_trim_prompt_cache(entry.layers)
+            if usable and common > length:
+                best, length = entry, common
+        return best, length
 
     def _evict(self) -> None:
         while self.nbytes > self._limit:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -28,13 +29,17 @@ class Recall:
         self._disk = disk
         self._read: tuple[Stored, Future[list[Any] | None]] | None = None
 
-    def find(self, tokens: list[int], generator: BatchGenerator) -> tuple[list[Any] | None, int]:
+    def known(self, tokens: list[int], generator: BatchGenerator) -> int:
+        """The length of what ``take`` would give; nothing is copied, so it may be asked in every step."""
+        kept, row = self._cache.known(tokens), _longest_row(tokens, generator)
+        return row.common if row and row.common >= kept + _WORTH_TOKENS else kept
+
+    def take(self, tokens: list[int], generator: BatchGenerator) -> tuple[list[Any] | None, int]:
         """Layers that hold the beginning of ``tokens``, and its length: at least the last token is left to read."""
-        layers, length = self._cache.take(tokens)
-        shared, common = _from_rows(tokens, generator)
-        if shared is not None and common >= length + _WORTH_TOKENS:
-            return shared, common
-        return layers, length
+        row = _longest_row(tokens, generator)
+        if row and row.common >= self._cache.known(tokens) + _WORTH_TOKENS:
+            return row.copy(), row.common
+        return self._cache.take(tokens)
 
     def is_coming(self, tokens: list[int], known: int, running: Iterable[Live]) -> bool:
         """Whether more of ``tokens`` than ``known`` is on its way: ask again in the next step.
@@ -85,21 +90,32 @@ class Recall:
         return True
 
 
-def _from_rows(tokens: list[int], generator: BatchGenerator) -> tuple[list[Any] | None, int]:
-    """The beginning of a running row, copied out."""
-    best: tuple[int, Any, int] = (0, None, 0)
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The first ``common`` tokens of one row of a running batch."""
+
+    common: int
+    layers: list[Any]
+    index: int
+
+    def copy(self) -> list[Any]:
+        layers = [_beginning(layer, self.index, self.common) for layer in self.layers]
+        # At once: an unevaluated copy holds the whole batch it is cut from.
+        mx.eval([layer.state for layer in layers])
+        return layers
+
+
+def _longest_row(tokens: list[int], generator: BatchGenerator) -> _Row | None:
+    """The running row that has most of ``tokens`` in common with it."""
+    best = None
     for batch in (generator._generation_batch, generator._prompt_batch):  # noqa: SLF001 - mlx-lm is pinned
-        for row, known in enumerate(batch.tokens):
+        if not _are_plain(batch.prompt_cache):
+            continue
+        for index, known in enumerate(batch.tokens):
             common = min(common_prefix(known, tokens), len(tokens) - 1)
-            if common > best[0] and _are_plain(batch.prompt_cache):
-                best = (common, batch, row)
-    common, batch, row = best
-    if common < _WORTH_TOKENS:
-        return None, 0
-    layers = [_beginning(layer, row, common) for layer in batch.prompt_cache]
-    # At once: an unevaluated copy holds the whole batch it is cut from.
-    mx.eval([layer.state for layer in layers])
-    return layers, common
+            if common > (best.common if best else 0):
+                best = _Row(common, batch.prompt_cache, index)
+    return best
 
 
 def _are_plain(layers: list[Any]) -> bool:
