@@ -1,9 +1,6 @@
 """Broken configuration files: a ``Config``, or ``ConfigError`` that names the file."""
 
 import copy
-import functools
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -35,12 +32,6 @@ _TEXTS = (
 )
 
 
-@functools.cache
-def _file() -> Path:
-    _file.folder = tempfile.TemporaryDirectory()  # type: ignore[attr-defined] # lives as long as the process
-    return Path(_file.folder.name) / "config.yaml"  # type: ignore[attr-defined]
-
-
 def case(mutator: Mutator) -> str:
     """One file, loaded as the server does."""
     rnd = mutator.random
@@ -59,9 +50,10 @@ def case(mutator: Mutator) -> str:
                 text = yaml.safe_dump(mutator.structure(user), allow_unicode=True).encode("utf-8", "surrogatepass")
             except RecursionError:  # of the writer
                 text = mutator.bytes(text)
-    _file().write_bytes(text)
+    file = harness.scratch() / "config.yaml"
+    file.write_bytes(text)
     try:
-        found = config.load(_file())
+        found = config.load(file)
         Catalog(found.models)
     except ConfigError as error:
         return harness.refused(error.message)

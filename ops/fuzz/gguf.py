@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +45,9 @@ def _models() -> list[tuple[dict[str, Any], dict[str, Any], bytes]]:
     return models
 
 
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    shared = Path("/dev/shm")
-    return tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None)
-
-
 def case(mutator: Mutator) -> str:
     """One broken file, read and converted."""
-    rnd, folder = mutator.random, Path(_folder().name)
+    rnd, folder = mutator.random, harness.scratch()
     metadata, tensors, content = rnd.choice(_models())
     head = len(content) - sum(len(raw) for _, _, raw in tensors.values())
     data = _rebuilt(mutator, metadata, tensors) if rnd.random() < 0.4 else None

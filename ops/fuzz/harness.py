@@ -4,9 +4,11 @@ of processor time, half a minute of waiting, or 200 MB more memory.
 
 import argparse
 import collections
+import functools
 import resource
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -40,6 +42,17 @@ def main(name: str, case: Case) -> None:
         print(case(Mutator((options.seed, options.only))))
         return
     sys.exit(1 if run(name, case, options.cases, options.seed) else 0)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    shared = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None)
+
+
+def scratch() -> Path:
+    """A folder for a case's files, in memory where there is one there; the same for all cases of a run."""
+    return Path(_folder().name)
 
 
 def refused(message: str) -> str:

@@ -1,10 +1,7 @@
 """Broken safetensors headers and model configs: a weight to grant memory by, ``ValueError`` or ``OSError``."""
 
-import functools
 import json
 import struct
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -37,15 +34,9 @@ INDEX: dict[str, Any] = {"metadata": {"total_size": 116}, "weight_map": dict.fro
 _DATA = b"\0" * 116
 
 
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    shared = Path("/dev/shm")
-    return tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None)
-
-
 def case(mutator: Mutator) -> str:
     """A model's folder with one of its three files broken."""
-    rnd, folder = mutator.random, Path(_folder().name)
+    rnd, folder = mutator.random, harness.scratch()
     header, config, index = (json.dumps(part).encode() for part in (HEADER, CONFIG, INDEX))
     broken = rnd.choice(("header", "header", "config", "config", "index"))
     match broken:
