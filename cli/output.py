@@ -9,9 +9,8 @@ import typer
 from plimsoll.cli.client import Unauthorised, Unreachable
 from plimsoll.errors import PlimsollError, ServerFailed
 
-# Beside 0: it worked, or the answer is yes; and 130: Ctrl-C.
+# Beside 0: it worked, or the answer is yes; 2: wrong usage, typer's own; and 130: Ctrl-C.
 NO = 1  # it failed, was refused, or the answer is no
-WRONG_USAGE = 2  # typer's own
 NO_SERVER = 3
 UNAUTHORISED = 4
 FAILED = 70  # the server failed inside and should be started again; EX_SOFTWARE of sysexits.h
