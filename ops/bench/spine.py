@@ -3,77 +3,52 @@
 Run: python ops/bench/spine.py. Needs the built-in model in the cache (make serve fetches it). Loopback only.
 """
 
-import contextlib
 import json
 import os
 import platform
-import re
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import psutil
+from served import Served
 
 MODEL = "smollm2-135m"
 OTHER = "fake:tokens_per_s=50,answer=la,length=100000,context=1000000"
 SETTINGS = {
-    "server": {"port": 0},
     "models": {"entries": {"other": {"source": OTHER}}},
     "logging": {"file": "none", "blackbox": "none"},
 }
 
 
-class Server:
-    """A ``plimsoll serve`` process; ``start_s`` is from its start to the first 200 of /health."""
+class Spine(Served):
+    """The server with streams of its own; ``start_s`` is from its start to the first 200 of /health."""
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "bench.yaml"
-        path.write_text(json.dumps(SETTINGS))  # JSON is YAML
         started = time.monotonic()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "plimsoll", "serve", "--config", path],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self.process.stdout
-        found = re.search(r"http://[\d.:]+", self.process.stdout.readline())
-        assert found, "the server did not start"
-        self.url = found[0]
-        with urllib.request.urlopen(f"{self.url}/health") as response:
-            assert response.status == 200
+        super().__init__(folder, SETTINGS)
+        self.health()
         self.start_s = time.monotonic() - started
 
     def lines(self, model: str, max_tokens: int) -> Iterator[str]:
         """The data lines of one streamed answer."""
         messages = [{"role": "user", "content": "Tell me a long story."}]
         body = {"model": model, "messages": messages, "stream": True, "max_tokens": max_tokens}
-        request = urllib.request.Request(f"{self.url}/v1/chat/completions", json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with self.request("POST", "/v1/chat/completions", body, timeout_s=60) as response:
             for raw in response:
                 if raw.startswith(b"data: "):
                     yield raw.decode().removeprefix("data: ").strip()
 
     def worker(self, model: str) -> psutil.Process:
-        with urllib.request.urlopen(f"{self.url}/admin/models") as response:
-            models = json.load(response)["models"]
-        return psutil.Process(next(one["pid"] for one in models if one["name"] == model))
+        return psutil.Process(next(one["pid"] for one in self.models() if one["name"] == model))
 
     def rss_mb(self) -> float:
-        return psutil.Process(self.process.pid).memory_info().rss / 1024**2
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
-        self.process.wait(60)
+        return float(self.front.memory_info().rss) / 1024**2
 
 
 def main() -> None:
@@ -84,15 +59,15 @@ def main() -> None:
         folder = Path(name)
         starts = []
         for _ in range(7):
-            server = Server(folder)
+            server = Spine(folder)
             starts.append(server.start_s)
-            server.close()
+            server.stop()
         row(
             "start to first 200 of /health, s",
             "< 1",
             f"median {statistics.median(starts):.2f}, worst {max(starts):.2f}",
         )
-        server = Server(folder)
+        server = Spine(folder)
         row("RSS of the front at start, MiB", "< 90", f"{server.rss_mb():.1f}")
         for _ in range(20):
             list(server.lines("other", 40))
@@ -101,7 +76,7 @@ def main() -> None:
         killed_front(server)
 
 
-def killed_worker(server: Server) -> None:
+def killed_worker(server: Spine) -> None:
     """Kill -9 a worker in mid-stream while another model streams."""
     gaps, stop = [], threading.Event()
 
@@ -136,7 +111,7 @@ def killed_worker(server: Server) -> None:
     row("longest gap of the other model's stream meanwhile, ms", "20 = none", f"{1000 * max(gaps):.0f}")
 
 
-def killed_front(server: Server) -> None:
+def killed_front(server: Spine) -> None:
     """Kill -9 the front with two workers alive, one of them streaming."""
     stream = server.lines("other", 100_000)
     next(stream)
