@@ -18,6 +18,7 @@ from plimsoll.actors.keeper import Keeper, LookAfterWatchdog
 from plimsoll.actors.measuring import Measuring, OnSettled
 from plimsoll.actors.messages import SERVING, State
 from plimsoll.actors.outlook import Outlook
+from plimsoll.actors.pins import known
 from plimsoll.actors.reception import Reception
 from plimsoll.actors.slot import Slot
 from plimsoll.actors.slots import Slots, StartModel, shutting_down
@@ -264,9 +265,10 @@ class Supervisor(pykka.ThreadingActor):
             self._spare.order(self.actor_ref)
 
     def _held_bytes(self, model: str) -> int:
-        """What a load of this model holds before it has begun."""
+        """What a load of this model holds before it has begun; asked for a plan also of one that does not live."""
         slot = self._slots.get(model)
-        return self._spare.footprint_bytes if slot and self._spare.serves(slot.model) else 0
+        found = slot.model if slot else known(self._slots.catalog, model)
+        return self._spare.footprint_bytes if found and self._spare.serves(found) else 0
 
     def _on_spare_exited(self, message: m.SpareExited) -> None:
         self._spare.exited(message.pid)

@@ -139,6 +139,22 @@ def test_its_memory_is_watched_and_counts_for_the_load_that_uses_it(boss: Boss) 
     assert available[0] - available[1] >= boss.host.process_bytes
 
 
+def test_a_plan_counts_it_also_for_a_model_that_does_not_live(boss: Boss) -> None:
+    boss.idle()
+    boss.sample()
+    model = boss.worker_of("a")
+    boss.tell(m.UnloadModel("a", boss.fakes.Answer(boss.stage, "unload", (m.ModelStatus,)), 0.0))
+    model.die(0)
+    boss.stage.drain()
+    boss.sample()
+    assert boss.slot("a") is None
+    plans = [boss.fakes.Answer(boss.stage, name, (object,)) for name in "ab"]
+    for name, answer in zip("ab", plans, strict=True):
+        boss.tell(m.PlanLoad(name, (states.NEED,), answer))
+    with_spare, without = [answer.items[0].plan.available_bytes for answer in plans]
+    assert with_spare - without == boss.host.process_bytes
+
+
 def test_the_server_stops_when_it_is_gone_too(boss: Boss) -> None:
     boss.idle()
     spare, model = boss.spare, boss.worker_of("a")
