@@ -6,7 +6,7 @@ from plimsoll.actors.system import ActorSystem
 from plimsoll.catalog import Catalog, CatalogModel
 from plimsoll.config import Config
 from plimsoll.errors import ConfigError
-from plimsoll.http.keys import read_keys
+from plimsoll.http.access.keys import read_keys
 from plimsoll.memory import sources
 from plimsoll.memory.needs import Weight
 from plimsoll.memory.report import GIB

@@ -7,13 +7,18 @@ from sanic import Sanic
 from sanic.config import Config as SanicConfig
 
 from plimsoll.config import Config
-from plimsoll.http import admin, anthropic, events, health, history, metrics, ollama, openai, openapi, page, reload
+from plimsoll.http.access.gate import Gate
+from plimsoll.http.anthropic import routes as anthropic
 from plimsoll.http.errors import JsonErrors
 from plimsoll.http.front import Actors, App, Front, ModelCatalog
-from plimsoll.http.gate import Gate
-from plimsoll.http.notify import Notifier
-from plimsoll.http.reload import ReadConfig, Reloader
-from plimsoll.http.sweeper import Sweeper
+from plimsoll.http.limits.sweeper import Sweeper
+from plimsoll.http.ollama import routes as ollama
+from plimsoll.http.openai import routes as openai
+from plimsoll.http.openapi import document as openapi
+from plimsoll.http.operations import admin, events, health, history, metrics, page
+from plimsoll.http.process import reload
+from plimsoll.http.process.notify import Notifier
+from plimsoll.http.process.reload import ReadConfig, Reloader
 
 _numbers = itertools.count(1)
 

@@ -11,7 +11,7 @@ from sanic import Request, Sanic
 from plimsoll.actors.messages import Ref
 from plimsoll.config import Config
 from plimsoll.errors import ShuttingDown
-from plimsoll.http.recorder import Recorder
+from plimsoll.http.operations.recorder import Recorder
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.plan import Need
 

@@ -24,16 +24,16 @@ from plimsoll.actors.system import ActorSystem
 from plimsoll.catalog import BUILTIN, Catalog
 from plimsoll.config import Config
 from plimsoll.errors import ConfigError, ServerFailed
-from plimsoll.http import guard
+from plimsoll.http.access.gate import is_open
+from plimsoll.http.access.keys import read_keys
 from plimsoll.http.app import build
-from plimsoll.http.connection import Connection
 from plimsoll.http.front import App, Front
-from plimsoll.http.gate import is_open
-from plimsoll.http.keys import read_keys
-from plimsoll.http.notify import keep_told, of_environment
-from plimsoll.http.open_files import allow_open_files
-from plimsoll.http.reload import ReadConfig
-from plimsoll.http.signals import on_signals
+from plimsoll.http.limits.connection import Connection
+from plimsoll.http.limits.open_files import allow_open_files
+from plimsoll.http.process import guard
+from plimsoll.http.process.notify import keep_told, of_environment
+from plimsoll.http.process.reload import ReadConfig
+from plimsoll.http.process.signals import on_signals
 from plimsoll.journal import events
 from plimsoll.journal.blackbox import BlackBox
 from plimsoll.journal.journal import Journal

@@ -13,7 +13,7 @@ import pykka
 from plimsoll.actors.messages import Cancel, Chat, Failed, Finished, Ref, Reply, Waiting
 from plimsoll.engine.protocol import Request
 from plimsoll.errors import Unavailable
-from plimsoll.http.recorder import Record
+from plimsoll.http.operations.recorder import Record
 
 # A client that was slow gets what waited for it in portions: each is written before the next is made.
 _PORTION = 256

@@ -14,13 +14,16 @@ from plimsoll import config
 from plimsoll.engine import protocol as p
 from plimsoll.engine.messages import plain, with_tools_described
 from plimsoll.errors import PlimsollError
-from plimsoll.http import admin, anthropic_request, openai_completions, openai_embeddings, openai_request
-from plimsoll.http import ollama_request as ollama
-from plimsoll.http import openai_responses as responses
+from plimsoll.http.anthropic import request as claude
 from plimsoll.http.body import decode, read
-from plimsoll.http.limits import check_chat, check_embed
-from plimsoll.http.ollama_models import parse_name
-from plimsoll.http.openai_params import variants
+from plimsoll.http.limits.request import check_chat, check_embed
+from plimsoll.http.ollama import request as ollama
+from plimsoll.http.ollama.models import parse_name
+from plimsoll.http.openai import completions, embeddings
+from plimsoll.http.openai import request as openai
+from plimsoll.http.openai.params import variants
+from plimsoll.http.openai.responses import routes as responses
+from plimsoll.http.operations import admin
 
 _SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}
 _FUNCTION = {"name": "f", "description": "does", "parameters": _SCHEMA, "strict": True}
@@ -132,13 +135,13 @@ class _Request:
 
 
 def _openai(request: Any) -> list[p.Request]:
-    body: openai_request.Body = read(request, openai_request.decoder, openai_request.ALLOWED)
-    return [*variants(check_chat(openai_request.chat_request(body), _LIMITS), body.n or 1)]
+    body: openai.Body = read(request, openai.decoder, openai.ALLOWED)
+    return [*variants(check_chat(openai.chat_request(body), _LIMITS), body.n or 1)]
 
 
 def _completions(request: Any) -> list[p.Request]:
-    body = read(request, openai_completions.decoder, openai_completions.ALLOWED)
-    return [check_chat(one, _LIMITS, "prompt") for one in openai_completions.chat_requests(body)]
+    body = read(request, completions.decoder, completions.ALLOWED)
+    return [check_chat(one, _LIMITS, "prompt") for one in completions.chat_requests(body)]
 
 
 def _responses(request: Any) -> list[p.Request]:
@@ -149,16 +152,16 @@ def _responses(request: Any) -> list[p.Request]:
 
 
 def _embeddings(request: Any) -> list[p.Request]:
-    body = read(request, openai_embeddings.decoder, openai_embeddings.ALLOWED)
-    return [check_embed(openai_embeddings.embed_request(body), _LIMITS)]
+    body = read(request, embeddings.decoder, embeddings.ALLOWED)
+    return [check_embed(embeddings.embed_request(body), _LIMITS)]
 
 
 def _anthropic(request: Any) -> list[p.Request]:
-    return [check_chat(anthropic_request.chat_request(anthropic_request.parse(request)), _LIMITS)]
+    return [check_chat(claude.chat_request(claude.parse(request)), _LIMITS)]
 
 
 def _count(request: Any) -> list[p.Request]:
-    return [check_chat(anthropic_request.count_request(anthropic_request.parse(request)), _LIMITS)]
+    return [check_chat(claude.count_request(claude.parse(request)), _LIMITS)]
 
 
 def _ollama_chat(request: Any) -> list[p.Request]:

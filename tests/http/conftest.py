@@ -25,8 +25,8 @@ from plimsoll import config as configuration
 from plimsoll.actors import messages as m
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import UnknownModel
-from plimsoll.http import guard
 from plimsoll.http.app import build
+from plimsoll.http.process import guard
 from plimsoll.http.server import bind, new_loop, run
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.sample import Level, Reading, Sample

@@ -1,0 +1,116 @@
+"""What the live feed, the history and the metrics answer, for the OpenAPI document."""
+
+from typing import Any, Literal
+
+from plimsoll.http.openapi.openai_answers import Error
+from plimsoll.http.openapi.server import Level, ModelsTold
+from plimsoll.http.openapi.shape import Content, Operation, Parameter, Told, json_of
+from plimsoll.http.operations import feed, history
+from plimsoll.journal.events import KINDS
+
+
+class Thresholds(Told):
+    warning: float
+    critical: float
+    emergency: float
+
+
+class HelloEvent(Told):
+    """Times in seconds since the epoch; ``last_event`` is the id of the latest journal event, 0 before the first."""
+
+    version: str
+    started_at: float
+    now: float
+    pid: int
+    thresholds: Thresholds
+    limit_gb: float | None
+    last_event: int
+
+
+class SourceTold(Told):
+    """Bytes, and percent used."""
+
+    percent: float
+    used: int
+    total: int
+
+
+class SampleEvent(Told):
+    """Bytes and percent; ``source`` is the fullest one, whose figures are shown beside it."""
+
+    at: float
+    level: Level
+    percent: float | None
+    source: str | None
+    sources: dict[str, SourceTold]
+    used: int | None
+    total: int | None
+    front: int
+    models: dict[str, int]
+    lag_ms: float | None
+    admission: Literal["open", "closed"]
+    status: Literal["healthy", "warning", "degraded", "critical"]
+    problems: list[str]
+    seconds_to_critical: float | None
+
+
+class JournalEvent(Told):
+    """``event`` holds the fields of its kind; ``text`` is the log's line."""
+
+    id: int
+    at: float
+    kind: str
+    severity: Literal["info", "warning", "error"]
+    text: str
+    event: dict[str, Any]
+
+
+class History(Told):
+    """Samples are rows of time, percent, level (0 to 3), bytes of ours, bytes used, bytes in all."""
+
+    since: float
+    until: float
+    samples: list[tuple[float, float, int, int, int, int]]
+    events: list[JournalEvent]
+
+
+_TIME = {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)?\s*$"}
+_KINDS = {"type": "string", "enum": sorted(KINDS)}
+
+OPERATIONS = (
+    Operation(
+        path="/metrics",
+        about="Counters and gauges as Prometheus reads them; OpenMetrics where `Accept` asks for it",
+        tag="Server",
+        error=Error,
+        methods=("get",),
+        answers={200: (Content("text/plain"),)},
+    ),
+    Operation(
+        path="/admin/events",
+        about="The live feed: events named hello, sample, models and journal; Last-Event-ID is honoured",
+        tag="Server",
+        error=Error,
+        methods=("get",),
+        parameters=(
+            Parameter("only", f"Kinds with commas between them: {', '.join(feed.KINDS)}."),
+            Parameter("after", "Send the journal events after this id first.", {"type": "integer", "minimum": 0}),
+        ),
+        answers={200: (Content("text/event-stream", (HelloEvent, SampleEvent, ModelsTold, JournalEvent)),)},
+    ),
+    Operation(
+        path="/admin/history",
+        about="Samples and events of the past",
+        tag="Server",
+        error=Error,
+        methods=("get",),
+        parameters=(
+            Parameter("since", "Begin, before now: seconds, or 30m, 2h, 7d.", _TIME),
+            Parameter("until", "End, before now.", _TIME),
+            Parameter("points", "Rows at most.", {"type": "integer", "minimum": 1, "maximum": history.MOST_POINTS}),
+            Parameter("kind", "Events of this kind only.", _KINDS),
+            Parameter("only", "The other list stays empty.", {"enum": history.PARTS}),
+        ),
+        answers={200: json_of(History)},
+    ),
+)

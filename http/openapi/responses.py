@@ -1,0 +1,138 @@
+"""The response object of OpenAI's responses and the events it grows by, for the OpenAPI document."""
+
+from typing import Any, Literal
+
+from msgspec import UNSET, UnsetType
+
+from plimsoll.http.openapi.shape import Told
+
+
+class OutputScore(Told):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[dict[str, Any]]
+
+
+class OutputText(Told, tag="output_text"):
+    text: str
+    annotations: list[Any]
+    logprobs: list[OutputScore]
+
+
+class ReasoningText(Told, tag="reasoning_text"):
+    text: str
+
+
+_Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class MessageItem(Told, tag="message"):
+    id: str
+    role: Literal["assistant"]
+    status: _Status
+    content: list[OutputText]
+
+
+class ReasoningItem(Told, tag="reasoning"):
+    id: str
+    summary: list[Any]
+    content: list[ReasoningText]
+    status: _Status
+
+
+class CallItem(Told, tag="function_call"):
+    id: str
+    status: _Status
+    call_id: str
+    name: str
+    arguments: str
+
+
+OutputItem = MessageItem | ReasoningItem | CallItem
+
+
+class Incomplete(Told):
+    reason: str
+
+
+class Failure(Told):
+    """``type`` is this server's own code."""
+
+    code: str
+    message: str
+    type: str
+    param: str | None
+
+
+class EffortTold(Told):
+    effort: str | None
+    summary: None
+
+
+class TextTold(Told):
+    format: dict[str, Any]
+
+
+class InputDetails(Told):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputDetails(Told):
+    reasoning_tokens: int
+
+
+class ResponseUsage(Told):
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
+class Response(Told):
+    """With the request's parameters as they hold."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: bool
+    error: Failure | None
+    incomplete_details: Incomplete | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[OutputItem]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    reasoning: EffortTold
+    store: bool
+    temperature: float
+    text: TextTold
+    tool_choice: Any
+    tools: list[dict[str, Any]]
+    top_p: float
+    truncation: str
+    usage: ResponseUsage | None
+    user: str | None
+
+
+class ResponseEvent(Told):
+    """One numbered event; which fields it has depends on its type."""
+
+    type: str
+    sequence_number: int
+    response: Response | UnsetType = UNSET
+    output_index: int | UnsetType = UNSET
+    item: OutputItem | UnsetType = UNSET
+    item_id: str | UnsetType = UNSET
+    content_index: int | UnsetType = UNSET
+    part: OutputText | ReasoningText | UnsetType = UNSET
+    delta: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    logprobs: list[OutputScore] | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
