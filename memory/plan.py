@@ -116,7 +116,7 @@ def plan(need_bytes: int, seats: Sequence[Seat], sample: Sample, critical_percen
 
     ``held_bytes`` of them are in use already.
     """
-    distance = _distance_bytes(seats, sample, critical_percent) + held_bytes
+    distance = distance_bytes(seats, sample, critical_percent) + held_bytes
     room = max(0, distance)
     candidates = in_eviction_order(seats)
     evictable = sum(seat.gain_bytes for seat in candidates)
@@ -131,8 +131,7 @@ def plan(need_bytes: int, seats: Sequence[Seat], sample: Sample, critical_percen
     binding = sample.binding
     percent_after = 100.0 * (binding.used + need_bytes - held_bytes - gained + _claims(seats)) / binding.total
     figures = (need_bytes, room, evictable, round(max(0.0, percent_after), 1))
-    smallest = min(reading.total for reading in sample.readings)
-    if need_bytes > smallest * critical_percent / 100:
+    if need_bytes > most_bytes(sample, critical_percent):
         return Plan("never", *figures)
     if need_bytes <= room:
         return Plan("load", *figures)
@@ -141,12 +140,23 @@ def plan(need_bytes: int, seats: Sequence[Seat], sample: Sample, critical_percen
     leaving = sum(seat.footprint_bytes for seat in seats if seat.leaving)
     if missing <= leaving:
         return Plan("wait", *figures)
-    return Plan("refuse", *figures, blockers=tuple(_blocker(seat) for seat in seats if not seat.evictable))
+    return Plan("refuse", *figures, blockers=tuple(blocker(seat) for seat in seats if not seat.evictable))
 
 
 def room_bytes(seats: Sequence[Seat], sample: Sample, critical_percent: float) -> int:
     """What may still be granted: the least of every source's distance to critical, less what is granted already."""
-    return max(0, _distance_bytes(seats, sample, critical_percent))
+    return max(0, distance_bytes(seats, sample, critical_percent))
+
+
+def distance_bytes(seats: Iterable[Seat], sample: Sample, critical_percent: float) -> int:
+    """As ``room_bytes``, but negative where more is granted than there is: an eviction makes up for that first."""
+    distance = min(int(one.total * critical_percent / 100) - one.used for one in sample.readings)
+    return distance - _claims(seats)
+
+
+def most_bytes(sample: Sample, critical_percent: float) -> int:
+    """What could be granted if nothing else used any memory; more never fits."""
+    return int(min(reading.total for reading in sample.readings) * critical_percent / 100)
 
 
 def in_eviction_order(seats: Iterable[Seat]) -> list[Seat]:
@@ -166,22 +176,8 @@ def clean_up_order(seats: Sequence[Seat], *, aggressive: bool) -> list[Seat]:
     return [seat for seat in loaded[:-1] if seat.evictable]
 
 
-def admission_open(level: Level, *, forecast: bool, blind: bool) -> bool:
-    """Whether loads may be granted at all: not at critical, not when critical is seconds away, not without readings."""
-    return level < Level.CRITICAL and not forecast and not blind
-
-
-def _distance_bytes(seats: Iterable[Seat], sample: Sample, critical_percent: float) -> int:
-    """Negative where more is granted than there is: an eviction has to make up for that first."""
-    distance = min(int(one.total * critical_percent / 100) - one.used for one in sample.readings)
-    return distance - _claims(seats)
-
-
-def _claims(seats: Iterable[Seat]) -> int:
-    return sum(seat.claim_bytes for seat in seats)
-
-
-def _blocker(seat: Seat) -> str:
+def blocker(seat: Seat) -> str:
+    """Why it can't be evicted, in words."""
     if seat.leaving:
         return f"{seat.name} is still being unloaded"
     if not seat.loaded:
@@ -189,3 +185,12 @@ def _blocker(seat: Seat) -> str:
     if not seat.idle:
         return f"{seat.name} is busy"
     return f"{seat.name} is pinned"
+
+
+def admission_open(level: Level, *, forecast: bool, blind: bool) -> bool:
+    """Whether loads may be granted at all: not at critical, not when critical is seconds away, not without readings."""
+    return level < Level.CRITICAL and not forecast and not blind
+
+
+def _claims(seats: Iterable[Seat]) -> int:
+    return sum(seat.claim_bytes for seat in seats)

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("actors", "catalog", "cli", "engine", "http", "journal", "memory")
+PACKAGES = ("actors", "catalog", "cli", "cluster", "engine", "http", "journal", "memory")
 
 # Each room and the rooms (or modules) of the house that it may use. What is not named is forbidden.
 MAY_USE = {
@@ -41,9 +41,10 @@ MAY_USE = {
         *("http", "actors", "memory", "journal", "catalog", "config", "errors"),
         *("units", "engine.protocol", "logs", "reload_plan"),
     },
+    "cluster": {"cluster", "actors.messages", "memory", "catalog", "config", "errors"},
     "cli": {
-        *("cli", "http.server", "http.access.keys", "actors.system", "memory", "journal", "catalog"),
-        *("config", "errors", "logs", "engine.environment"),
+        *("cli", "cluster", "http.server", "http.access.keys", "actors.system", "memory", "journal"),
+        *("catalog", "config", "errors", "logs", "engine.environment"),
     },
 }
 HEAVY = {"mlx", "mlx_lm", "transformers", "numpy"}
@@ -51,6 +52,7 @@ MAY_NOT_LOAD = {
     "actors": {"asyncio", "sanic", *HEAVY},
     "catalog": {"asyncio", "sanic", "pykka", *HEAVY},
     "cli": {"sanic", "pykka", *HEAVY},
+    "cluster": HEAVY,
     "http": {"subprocess", "multiprocessing", *HEAVY},
     "journal": {"asyncio", "sanic", "pykka", *HEAVY},
     "memory": {"asyncio", "sanic", "pykka", "subprocess", *HEAVY},
@@ -100,6 +102,12 @@ def test_memory_does_no_io_outside_sources() -> None:
             assert not imports(path) & {"psutil", "os", "pathlib.Path", "ctypes", "socket", "time"}, path.name
 
 
+def test_what_decides_for_many_machines_knows_nothing_of_how_they_talk() -> None:
+    for name in ("affinity", "fleet", "losses", "node", "placement", "refusals", "replicas", "routing"):
+        loaded = {one.split(".")[0] for one in imports(ROOT / "cluster" / f"{name}.py")}
+        assert not loaded & {"ray", "asyncio", "sanic", "pykka", "psutil", "os", "socket", "time", "threading"}, name
+
+
 def test_what_runs_in_the_root_still_finds_the_stdlibs_http() -> None:
     subprocess.run([sys.executable, "-c", "import http.client; http.client.HTTPConnection"], cwd=ROOT, check=True)
     assert not list((ROOT / "http").rglob("__init__.py"))
@@ -144,7 +152,7 @@ def test_every_dependency_is_locked_by_hash(lock: str, extras: tuple[str, ...]) 
     assert len(re.findall(r"^[a-z0-9]", text, re.MULTILINE)) == len(locked)
 
 
-@pytest.mark.parametrize("room", ["actors", "memory"])
+@pytest.mark.parametrize("room", ["actors", "cluster", "memory"])
 def test_nothing_that_decides_asks_for_the_wall_clock_which_may_jump(room: str) -> None:
     for path in modules(room):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
