@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from plimsoll.cluster.node import NodeView, Standing
+from plimsoll.cluster.node import NodeView, Standing, granted
 from plimsoll.cluster.routing import Replica
 from plimsoll.memory.plan import Seat
 
@@ -33,7 +33,7 @@ class Fleet:
 
     def report(self, view: NodeView, now: float) -> None:
         """A node has told how it stands; what it was asked for and shows now is no longer booked."""
-        reported = {seat.name for seat in view.seats}
+        reported = {seat.name for seat in granted(view)}
         booked = self._booked.get(view.id, {})
         self._booked[view.id] = {
             name: one for name, one in booked.items() if name not in reported and now - one[1] < BOOKED_S

@@ -35,6 +35,7 @@ class NodeView(msgspec.Struct, frozen=True):
     name: str
     sample: Sample | None
     level: Level
+    warning_percent: float
     critical_percent: float
     seats: tuple[Seat, ...] = ()
     traffic: tuple[Traffic, ...] = ()
@@ -47,19 +48,22 @@ class Standing:
     """A node's figures for all decisions until its next report: computed once, read for every model.
 
     ``booked`` are seats of loads that the node was asked for and has not reported yet; they count as claims.
-    ``distance_bytes`` is negative where more is granted than there is, ``most_bytes`` what an empty node could take.
+    ``distance_bytes`` to the critical line is negative where more is granted than there is, ``calm_bytes`` is that to
+    the warning line, ``most_bytes`` what an empty node could take.
     """
 
     def __init__(self, view: NodeView, booked: Sequence[Seat] = ()) -> None:
         self.view = view
         self.id = view.id
-        reported = {seat.name for seat in view.seats}
-        self.seats = (*view.seats, *(seat for seat in booked if seat.name not in reported))
+        present = granted(view)
+        shown = {seat.name for seat in present}
+        self.seats = (*present, *(seat for seat in booked if seat.name not in shown))
         self.models = frozenset(seat.name for seat in self.seats)
         self.closed = _closed(view)
-        self.distance_bytes = self.most_bytes = 0
+        self.distance_bytes = self.calm_bytes = self.most_bytes = 0
         if view.sample is not None:
             self.distance_bytes = distance_bytes(self.seats, view.sample, view.critical_percent)
+            self.calm_bytes = distance_bytes(self.seats, view.sample, view.warning_percent)
             self.most_bytes = most_bytes(view.sample, view.critical_percent)
         self.order = in_eviction_order(self.seats)
         self._gains = list(accumulate(seat.gain_bytes for seat in self.order))
@@ -98,6 +102,11 @@ class Standing:
         if self._blockers is None:
             self._blockers = ", ".join(blocker(seat) for seat in self.seats if not seat.evictable)
         return self._blockers
+
+
+def granted(view: NodeView) -> list[Seat]:
+    """Who takes memory there or was promised it; an actor that waits for its grant, or has failed, does not."""
+    return [seat for seat in view.seats if seat.reserved_bytes or seat.footprint_bytes]
 
 
 def _closed(view: NodeView) -> str:

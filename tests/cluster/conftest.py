@@ -28,7 +28,7 @@ class Figures:
     def view(self, node: str, used: float, *seats: Seat, total: float = 100, **rest: Any) -> NodeView:
         sample = Sample(self.NOW, (Reading("host", int(total * GIB), int(used * GIB)),))
         settled = {"sample": sample, "level": Level.NORMAL, "sent_s": self.NOW, "last_seen": self.NOW, **rest}
-        return NodeView(node, node, seats=seats, critical_percent=95.0, **settled)
+        return NodeView(node, node, seats=seats, warning_percent=85.0, critical_percent=95.0, **settled)
 
     def node(self, node: str, used: float, *seats: Seat, **rest: Any) -> Standing:
         return Standing(self.view(node, used, *seats, **rest))

@@ -109,7 +109,7 @@ def test_what_it_keeps_is_what_a_fresh_look_at_the_last_reports_would_find(
         if what == "report":
             seats = (Seat(model, size * GIB, 0, NOW, idle=True),)
             sample = Sample(NOW, (Reading("host", 100 * GIB, size * GIB),))
-            fleet.report(NodeView(node, node, sample, Level.NORMAL, 95.0, seats, (Traffic(model, 1),), NOW), NOW)
+            fleet.report(NodeView(node, node, sample, Level.NORMAL, 85.0, 95.0, seats, (Traffic(model, 1),), NOW), NOW)
         elif what == "lose":
             fleet.lose(node)
         elif fleet.node(node) is None:

@@ -18,16 +18,27 @@ GIB = 1024**3
 NOW = 1000.0
 
 
-def test_the_node_with_the_most_room_left_is_taken_and_the_reason_says_so(figures: Any) -> None:
-    nodes = [figures.node("full", 60), figures.node("empty", 10), figures.node("half", 40)]
+def test_the_tightest_node_is_taken_so_that_large_ones_stay_free_and_the_reason_says_so(figures: Any) -> None:
+    nodes = [figures.node("full", 60), figures.node("empty", 10), figures.node("fuller", 80)]
     answer = place("m", [figures.need(20)], nodes, NOW)
+    assert (answer.verdict, answer.node) == ("load", "full")
+    assert answer.reason == (
+        "m goes to full, the tightest of 2 nodes that stay below their warning line: 20.0 GiB, 80.0% used after"
+    )
+
+
+def test_a_node_that_would_have_to_clean_up_for_it_is_taken_only_where_there_is_no_other(figures: Any) -> None:
+    nodes = [figures.node("a", 70), figures.node("b", 10)]
+    assert place("m", [figures.need(20)], nodes, NOW).node == "b"
+    answer = place("m", [figures.need(20)], nodes[:1], NOW)
+    assert "stay below their critical line" in answer.reason
+
+
+def test_the_roomiest_node_spreads_the_load(figures: Any) -> None:
+    nodes = [figures.node("full", 60), figures.node("empty", 10), figures.node("half", 40)]
+    answer = place("m", [figures.need(20)], nodes, NOW, fit="roomiest")
     assert (answer.verdict, answer.node) == ("load", "empty")
     assert answer.reason == "m goes to empty, the roomiest of 3 nodes with room: 20.0 GiB, 30.0% used after"
-
-
-def test_the_tightest_node_keeps_the_large_ones_free(figures: Any) -> None:
-    nodes = [figures.node("full", 60), figures.node("empty", 10), figures.node("fuller", 80)]
-    assert place("m", [figures.need(20)], nodes, NOW, fit="tightest").node == "full"
 
 
 def test_equal_nodes_are_told_apart_by_their_ids(figures: Any) -> None:
@@ -87,6 +98,14 @@ def test_a_booked_load_that_the_node_reports_is_not_counted_twice(figures: Any) 
     reported = figures.view("a", 10, figures.seat("other", holds=0, reserved=60, loaded=False))
     booked = figures.seat("other", holds=0, reserved=60, loaded=False)
     assert Standing(reported, [booked]).distance_bytes == 25 * GIB
+
+
+def test_a_model_that_only_waits_for_its_grant_holds_nothing_yet(figures: Any) -> None:
+    asking = figures.view("a", 10, figures.seat("m", holds=0, loaded=False))
+    assert place("m", [figures.need(20)], [Standing(asking)], NOW).verdict == "load"
+    assert (
+        place("m", [figures.need(20)], [Standing(asking, [figures.seat("m", 0, reserved=20)])], NOW).verdict == "refuse"
+    )
 
 
 def test_every_refusal_has_a_sentence_for_each_node(figures: Any) -> None:
@@ -156,7 +175,7 @@ SEATS = st.lists(
     st.builds(
         Seat,
         name=st.sampled_from("mabcdef"),
-        reserved_bytes=st.integers(0, 50 * GIB),
+        reserved_bytes=st.integers(1, 50 * GIB),
         footprint_bytes=st.integers(0, 50 * GIB),
         last_used=st.floats(0, NOW),
         loaded=st.booleans(),
@@ -175,7 +194,8 @@ NODES = st.lists(
         name=st.text("xyz", max_size=3),
         sample=st.none() | st.builds(Sample, st.just(NOW), st.lists(READING, min_size=1, max_size=2).map(tuple)),
         level=st.sampled_from(Level),
-        critical_percent=st.floats(50, 99),
+        warning_percent=st.floats(30, 60),
+        critical_percent=st.floats(60, 99),
         seats=SEATS.map(tuple),
         sent_s=st.just(NOW),
         last_seen=st.floats(NOW - 2 * SILENT_S, NOW),
