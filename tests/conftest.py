@@ -59,6 +59,16 @@ class Recorder:
         return sum(isinstance(item, m.Finished | m.Failed) for item in self.items)
 
 
+class Clock:
+    """Seconds since the epoch, moved by hand."""
+
+    def __init__(self) -> None:
+        self.at = time.time()
+
+    def __call__(self) -> float:
+        return self.at
+
+
 class Memory:
     """A sampler whose percentage the test sets."""
 
@@ -180,6 +190,11 @@ class Process:
         self.child.wait(DEADLINE_S)
         self.child.stdout.close()
         self.errors.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture

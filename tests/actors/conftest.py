@@ -1,15 +1,10 @@
-import importlib.util
-from pathlib import Path
-
+import fakes as module
 import pytest
 
 
 @pytest.fixture(scope="session")
 def fakes():
     """The module with actors that run by hand and workers without processes."""
-    spec = importlib.util.spec_from_file_location("fakes", Path(__file__).with_name("fakes.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     return module
 
 

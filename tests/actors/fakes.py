@@ -10,6 +10,8 @@ import pykka
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.model import ModelActor, ModelSettings
+from plimsoll.actors.spare import Spare
+from plimsoll.actors.supervisor import Supervisor
 from plimsoll.actors.timers import Timer
 from plimsoll.actors.worker_life import Effects, OnWeighed
 from plimsoll.catalog import CatalogModel
@@ -17,6 +19,7 @@ from plimsoll.engine import protocol as p
 from plimsoll.engine.process import OnEvent, OnExit
 from plimsoll.errors import UnknownModel
 from plimsoll.journal.journal import Journal
+from plimsoll.memory.levels import Thresholds
 from plimsoll.memory.plan import Need
 from plimsoll.memory.sample import Reading, Sample, Tracked
 from plimsoll.memory.sources import Activity
@@ -348,3 +351,18 @@ class NoKeeper:
 
     def mark(self, marks: m.Marks) -> None:
         m.tell(self.watchdog, marks)
+
+
+def supervisor(stage: Stage, models: Models, kind: type[Supervisor] = Supervisor, **changes: Any) -> m.Ref:
+    """A Supervisor of those models; ``changes`` are of its arguments."""
+    plain = {
+        "keeper": NoKeeper(stage),
+        "start_model": models.start,
+        "on_external": lambda _sample: None,
+        "on_settled": lambda _name, _dense, _held: None,
+        "spare": Spare(models.host.spawn, lambda _model: False),
+        "clock": stage.now,
+        "queue": 4,
+        "critical_grace_s": 10.0,
+    }
+    return stage.start(kind, models, Thresholds(), models.journal, **plain | changes)

@@ -12,13 +12,10 @@ import pytest
 from plimsoll.actors import messages as m
 from plimsoll.actors.hangs import PATIENCE, Patience
 from plimsoll.actors.messages import State
-from plimsoll.actors.spare import Spare
-from plimsoll.actors.supervisor import Supervisor
 from plimsoll.actors.worker_life import GIVE_UP_S
 from plimsoll.engine import protocol as p
 from plimsoll.errors import InsufficientMemory, WorkerDied
 from plimsoll.journal import events as e
-from plimsoll.memory.levels import Thresholds
 from plimsoll.memory.plan import Need
 from plimsoll.memory.sample import Level, Tracked
 from plimsoll.memory.sources import Activity, activity
@@ -136,20 +133,7 @@ class Boss:
         self.models = fakes.Models(stage, self.host, {"a": (NEED,)}, a={"hang_after_s": LIMIT_S, **settings})
         self.seen: list[e.Event] = []
         self.models.journal.subscribe(lambda entry: self.seen.append(entry.event))
-        self.ref = stage.start(
-            Supervisor,
-            self.models,
-            Thresholds(),
-            self.models.journal,
-            keeper=fakes.NoKeeper(stage),
-            start_model=self.models.start,
-            on_external=lambda _sample: None,
-            on_settled=lambda _name, _dense, _held: None,
-            spare=Spare(self.host.spawn, lambda _name: False),
-            clock=stage.now,
-            queue=4,
-            critical_grace_s=10.0,
-        )
+        self.ref = fakes.supervisor(stage, self.models)
         self.count = 0
         self.sample()
 

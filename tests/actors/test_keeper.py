@@ -8,8 +8,6 @@ import pytest
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.keeper import LOOK_S, SILENT_S, Keeper
-from plimsoll.actors.spare import Spare
-from plimsoll.actors.supervisor import Supervisor
 from plimsoll.actors.watchdog import Watchdog, _Taken
 from plimsoll.errors import Unavailable
 from plimsoll.journal import events as e
@@ -40,20 +38,7 @@ class Boss:
         self.started: list[Level] = []
         self.can_start = True
         self.keeper = Keeper(self.start, m.Marks(Thresholds(), None), stage, self.models.journal)
-        self.ref = stage.start(
-            Supervisor,
-            self.models,
-            Thresholds(),
-            self.models.journal,
-            keeper=self.keeper,
-            start_model=self.models.start,
-            on_external=lambda _sample: None,
-            on_settled=lambda _name, _dense, _held: None,
-            spare=Spare(self.host.spawn, lambda _name: False),
-            clock=stage.now,
-            queue=4,
-            critical_grace_s=10.0,
-        )
+        self.ref = fakes.supervisor(stage, self.models, keeper=self.keeper)
         stage.drain()
         self.sample()
 

@@ -6,11 +6,8 @@ import pytest
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.messages import State
-from plimsoll.actors.spare import Spare
-from plimsoll.actors.supervisor import Supervisor
 from plimsoll.errors import UnknownModel
 from plimsoll.journal import events as e
-from plimsoll.memory.levels import Thresholds
 from plimsoll.memory.sample import Level
 
 CHATTY = "fake:tokens_per_s=100,answer=la,length=100000"
@@ -126,20 +123,7 @@ class TestCounting:
     def boss(self, fakes, stage):
         host = fakes.Host(stage)
         models = fakes.Models(stage, host, {"a": ()})
-        return stage.start(
-            Supervisor,
-            models,
-            Thresholds(),
-            models.journal,
-            keeper=fakes.NoKeeper(stage),
-            start_model=models.start,
-            on_external=lambda _sample: None,
-            on_settled=lambda _name, _dense, _held: None,
-            spare=Spare(host.spawn, lambda _name: False),
-            clock=stage.now,
-            queue=4,
-            critical_grace_s=10.0,
-        )
+        return fakes.supervisor(stage, models)
 
     def test_a_count_of_a_former_actor_is_not_taken_for_this_ones(self, boss, stage):
         supervisor = stage.actor(boss)

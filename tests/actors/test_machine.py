@@ -16,7 +16,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.keeper import Keeper
-from plimsoll.actors.spare import Spare
 from plimsoll.actors.supervisor import Supervisor
 from plimsoll.actors.watchdog import Watchdog, _Taken
 from plimsoll.engine import protocol as p
@@ -119,19 +118,8 @@ class Machine(RuleBasedStateMachine):
 
         WatchedSupervisor.watch = self
         self.keeper = Keeper(self.start_watchdog, m.Marks(THRESHOLDS, None), self.stage, self.models.journal)
-        self.supervisor = self.stage.start(
-            WatchedSupervisor,
-            self.models,
-            THRESHOLDS,
-            self.models.journal,
-            keeper=self.keeper,
-            start_model=self.models.start,
-            on_external=lambda _sample: None,
-            on_settled=lambda _name, _dense, _held: None,
-            spare=Spare(self.host.spawn, lambda _name: False),
-            clock=self.stage.now,
-            queue=4,
-            critical_grace_s=GRACE_S,
+        self.supervisor = fakes.supervisor(
+            self.stage, self.models, WatchedSupervisor, keeper=self.keeper, critical_grace_s=GRACE_S
         )
         self.boss = self.stage.actor(self.supervisor)
         self.settle(0)

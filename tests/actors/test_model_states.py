@@ -7,10 +7,8 @@ import pytest
 from plimsoll.actors import messages as m
 from plimsoll.actors.messages import State
 from plimsoll.actors.spare import Spare
-from plimsoll.actors.supervisor import Supervisor
 from plimsoll.engine import protocol as p
 from plimsoll.errors import InsufficientMemory, InternalError, LoadFailed, ModelUnloaded, ShuttingDown, WorkerDied
-from plimsoll.memory.levels import Thresholds
 from plimsoll.memory.plan import Need
 from plimsoll.memory.sample import Level, Tracked
 
@@ -28,20 +26,8 @@ class Boss:
         self.host = fakes.Host(stage)
         self.models = fakes.Models(stage, self.host, {"a": (NEED,), "b": (NEED,)}, a=settings)
         self.count = 0
-        self.ref = stage.start(
-            Supervisor,
-            self.models,
-            Thresholds(),
-            self.models.journal,
-            keeper=fakes.NoKeeper(stage),
-            start_model=self.models.start,
-            on_external=lambda _sample: None,
-            on_settled=lambda _name, _dense, _held: None,
-            spare=Spare(self.host.spawn, lambda model: model.source.name == self.spare_serves),
-            clock=stage.now,
-            queue=4,
-            critical_grace_s=10.0,
-        )
+        spare = Spare(self.host.spawn, lambda model: model.source.name == self.spare_serves)
+        self.ref = fakes.supervisor(stage, self.models, spare=spare)
         self.sample()
 
     def sample(self) -> None:

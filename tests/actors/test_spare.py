@@ -1,25 +1,19 @@
 """The spare worker: who makes it, who gets it, and that it never is in memory's way."""
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
+import test_model_states as states
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.messages import State
 from plimsoll.engine import protocol as p
 from plimsoll.memory.sample import Level
 
-spec = importlib.util.spec_from_file_location("model_states", Path(__file__).with_name("test_model_states.py"))
-assert spec
-assert spec.loader
-states = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(states)
 GIB = states.GIB
 
 
-class Boss(states.Boss):  # type: ignore[misc, name-defined] # loaded by path
+class Boss(states.Boss):
     """Whose spare workers serve the model ``a``."""
 
     spare_serves = "a"

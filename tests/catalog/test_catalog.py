@@ -12,6 +12,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gguf_files
 import msgspec
 import pytest
 
@@ -49,33 +50,10 @@ def mlx_folder(path, weights=b"12345678"):
     return path
 
 
-@pytest.fixture(scope="module")
-def gguf_files():
-    spec = importlib.util.spec_from_file_location(
-        "gguf_files", Path(__file__).parent.parent / "engine" / "gguf_files.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def gguf(gguf_files, tmp_path):
+def gguf(tmp_path):
     file = gguf_files.tiny_llama(tmp_path / "tiny.gguf")
     return ModelSource("tiny", "gguf", str(file))
-
-
-@pytest.fixture
-def steps():
-    return []
-
-
-@pytest.fixture
-def loads(tmp_path, steps):
-    def load(source, *, offline=False):
-        return resolve(source, cache_dir=tmp_path / "cache", offline=offline, progress=lambda *step: steps.append(step))
-
-    return load
 
 
 # ---- names
@@ -328,7 +306,7 @@ def test_a_gguf_file_is_converted_once(loads, gguf, steps):
     assert (loads(gguf), steps) == (folder, [])
 
 
-def test_a_changed_gguf_file_is_converted_again(loads, gguf, gguf_files):
+def test_a_changed_gguf_file_is_converted_again(loads, gguf):
     first = loads(gguf)
     gguf_files.tiny_llama(Path(gguf.location), output=True)
     assert loads(gguf) != first

@@ -7,24 +7,11 @@ import sys
 
 import pytest
 
-from plimsoll.catalog import child, download, resolve
+from plimsoll.catalog import child, download
 from plimsoll.engine.protocol import ModelSource
 from plimsoll.errors import LoadFailed
 
 REPO = ModelSource("m", "repo", "org/name")
-
-
-@pytest.fixture
-def steps():
-    return []
-
-
-@pytest.fixture
-def loads(tmp_path, steps):
-    def load(source, *, offline=False):
-        return resolve(source, cache_dir=tmp_path / "cache", offline=offline, progress=lambda *step: steps.append(step))
-
-    return load
 
 
 def mlx_folder(path):

@@ -1,28 +1,20 @@
 """A server for all tests of the command line."""
 
-import importlib.util
-from pathlib import Path
-
+import hub as hub_module
 import pytest
-
-
-def module(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+import shell as shell_module
 
 
 @pytest.fixture(scope="session")
 def shell():
     """The module that runs commands and servers."""
-    return module("shell")
+    return shell_module
 
 
 @pytest.fixture(scope="session")
 def hubs():
     """The module that plays the hub."""
-    return module("hub")
+    return hub_module
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
-"""What the MLX engine's tests share; loaded by path, for tests/ is no package."""
+"""What the MLX engine's tests share."""
 
 import functools
-import importlib.util
 import time
 from pathlib import Path
 
@@ -13,13 +12,6 @@ from plimsoll.engine.mlx_engine import MlxEngine
 from plimsoll.engine.protocol import ChatRequest, EngineOptions, PrefillProgress, RequestError, Sampling, Step
 
 GREEDY = Sampling(temperature=0)
-
-
-def tiny_llama():
-    spec = importlib.util.spec_from_file_location("tiny_llama", Path(__file__).parents[1] / "tiny_llama.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def open_engine(folder, clock=time.monotonic, **options):

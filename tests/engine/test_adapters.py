@@ -1,13 +1,13 @@
 """LoRA adapters: over the model, into its weights, and refused where they belong to another one."""
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import mlx.core as mx
+import mlx_helpers as helpers
 import numpy as np
 import pytest
+import tiny_llama
 from mlx import nn
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.utils import load_model, save_model
@@ -19,10 +19,6 @@ from plimsoll.engine import loading
 from plimsoll.engine.protocol import EngineOptions, ModelSource, Sampling
 from plimsoll.errors import ContextTooLong, LoadFailed
 
-spec = importlib.util.spec_from_file_location("mlx_helpers", Path(__file__).with_name("mlx_helpers.py"))
-helpers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(helpers)
-
 KEYS = {"self_attn.q_proj": (64, 64), "mlp.down_proj": (128, 64)}
 LAYERS, RANK, SCALE = 2, 4, 3.0
 QUESTIONS = ["hello", "who are you?", "船"]
@@ -30,7 +26,7 @@ QUESTIONS = ["hello", "who are you?", "船"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return helpers.tiny_llama().build(tmp_path_factory.mktemp("tiny"))
+    return tiny_llama.build(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,13 @@
 """Conversations on disk: a model that was unloaded comes back with them warm."""
 
-import importlib.util
 import os
 import threading
 from pathlib import Path
 
 import mlx.core as mx
+import mlx_helpers as helpers
 import pytest
+import tiny_llama
 from mlx_lm.models.cache import KVCache
 from safetensors import safe_open
 
@@ -14,17 +15,13 @@ from plimsoll.engine import disk_cache
 from plimsoll.engine.disk_cache import DiskCache, can_be_stored, fingerprint, layers_of
 from plimsoll.engine.protocol import ChatRequest, EngineOptions
 
-spec = importlib.util.spec_from_file_location("mlx_helpers", Path(__file__).with_name("mlx_helpers.py"))
-helpers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(helpers)
-
 LONG = "the line on her side shows how deep she may lie in the water " * 20
 LIMIT = 64 << 20
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    return helpers.tiny_llama().build(tmp_path_factory.mktemp("tiny"), max_position_embeddings=2048)
+    return tiny_llama.build(tmp_path_factory.mktemp("tiny"), max_position_embeddings=2048)
 
 
 @pytest.fixture

@@ -1,13 +1,15 @@
 """Embedding models: the vectors are right, the work is bounded, and what can't be done is said."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import mlx.core as mx
+import mlx_helpers as helpers
 import numpy as np
+import numpy_bert
 import pytest
+import tiny_llama
 from mlx import nn
 from mlx.utils import tree_flatten
 
@@ -28,16 +30,6 @@ from plimsoll.engine.protocol import (
 from plimsoll.engine.sentence import Recipe, makes_embeddings, read_recipe
 from plimsoll.engine.worker import choose_engine
 from plimsoll.errors import BadRequest, ContextTooLong, InternalError, LoadFailed
-
-
-def beside(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-helpers, numpy_bert = beside("mlx_helpers"), beside("numpy_bert")
 
 TEXTS = [
     "ship",
@@ -74,7 +66,7 @@ def minilm_folder():
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory):
-    return helpers.tiny_llama().build(tmp_path_factory.mktemp("tiny"))
+    return tiny_llama.build(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 
+import gguf_files
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ KINDS = ["F32", "F16", "Q4_0", "Q4_1", "Q8_0"]
 
 
 @pytest.fixture
-def converted(gguf_files, tmp_path):
+def converted(tmp_path):
     def make(kind="F32", tokenizer=None, **changes):
         source = gguf_files.tiny_llama(tmp_path / "model.gguf", kind, tokenizer, **changes)
         convert(source, tmp_path / "out")
@@ -42,7 +43,7 @@ def config_of(folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_value_of_the_file_is_in_the_folder_exactly(gguf_files, converted, kind):
+def test_every_value_of_the_file_is_in_the_folder_exactly(converted, kind):
     folder = converted(kind, output=True)
     weights = mx.load(str(folder / "model.safetensors"))
     vocab_size = len(gguf_files.bpe()["tokenizer.ggml.tokens"])
@@ -67,7 +68,7 @@ def test_every_value_of_the_file_is_in_the_folder_exactly(gguf_files, converted,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_arrays_are_the_ones_that_mlx_reads_from_the_file(gguf_files, converted, tmp_path, kind):
+def test_the_arrays_are_the_ones_that_mlx_reads_from_the_file(converted, tmp_path, kind):
     folder = converted(kind)
     theirs = mx.load(str(tmp_path / "model.gguf"))
     ours = mx.load(str(folder / "model.safetensors"))
@@ -79,7 +80,7 @@ def test_the_arrays_are_the_ones_that_mlx_reads_from_the_file(gguf_files, conver
             assert mx.array_equal(mine, theirs[name])
 
 
-def test_a_tensor_of_several_pieces_is_written_whole(gguf_files, converted, monkeypatch):
+def test_a_tensor_of_several_pieces_is_written_whole(converted, monkeypatch):
     whole = mx.load(str(converted("Q4_1") / "model.safetensors"))
     monkeypatch.setattr("plimsoll.engine.gguf._PIECE_BYTES", 200)
     pieces = mx.load(str(converted("Q4_1") / "model.safetensors"))
@@ -99,16 +100,16 @@ def test_mlx_lm_loads_the_folder_and_generates_with_it(converted, kind):
     assert tokenizer.eos_token_ids == {2}
 
 
-def test_the_converted_model_computes_what_the_formulas_say(gguf_files, converted):
+def test_the_converted_model_computes_what_the_formulas_say(converted):
     """One layer's worth of an independent forward pass, rotating neighbours as ggml does."""
     folder = converted("F32")
     model, _ = load_model(folder)
     ids = [5, 70, 9]
     mine = np.array(model(mx.array([ids])))[0]
-    assert np.allclose(mine, reference_logits(gguf_files, ids), atol=1e-4)
+    assert np.allclose(mine, reference_logits(ids), atol=1e-4)
 
 
-def reference_logits(gguf_files, ids):
+def reference_logits(ids):
     vocab_size = len(gguf_files.bpe()["tokenizer.ggml.tokens"])
     raw = gguf_files.llama_tensors("F32", vocab_size)
     weight = {name: gguf_files.numbers(*tensor).astype(np.float64) for name, tensor in raw.items()}
@@ -151,7 +152,7 @@ def test_only_quantized_modules_are_named_with_their_bits(converted):
     assert not any("norm" in name for name in quantization)
 
 
-def test_tensors_of_different_types_live_in_one_model(gguf_files, converted):
+def test_tensors_of_different_types_live_in_one_model(converted):
     vocab_size = len(gguf_files.bpe()["tokenizer.ggml.tokens"])
     eight = gguf_files.llama_tensors("Q8_0", vocab_size)["token_embd.weight"]
     folder = converted("Q4_0", tensors={"token_embd.weight": eight})
@@ -228,7 +229,7 @@ def test_divisors_that_are_no_divisors_are_refused(largest):
         llama3_scaling([largest, -2.0], {"head_dim": 4, "rope_theta": 10000.0})
 
 
-def test_a_token_of_great_length_is_refused_before_its_splits_are_tried(gguf_files, converted):
+def test_a_token_of_great_length_is_refused_before_its_splits_are_tried(converted):
     tokenizer = gguf_files.spm()
     tokenizer["tokenizer.ggml.tokens"][-1] = "a" * 1025
     with pytest.raises(GgufError, match="a token has 1025 characters, above the bound of 1024"):
@@ -242,7 +243,7 @@ def test_a_list_that_is_too_long_is_refused_before_it_is_read(tmp_path, monkeypa
         gguf_reader.read_header(tmp_path / "m.gguf")
 
 
-def test_a_header_that_is_too_long_is_refused(gguf_files, tmp_path, monkeypatch):
+def test_a_header_that_is_too_long_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_reader, "_MAX_HEADER_BYTES", 1 << 10)
     with pytest.raises(GgufError, match="the header has more than the 0 MiB that it may have"):
         gguf_reader.read_header(gguf_files.tiny_llama(tmp_path / "m.gguf"))
@@ -252,7 +253,7 @@ def test_divisors_of_one_are_no_scaling():
     assert llama3_scaling([1.0, 1.0], {"head_dim": 4, "rope_theta": 10000.0}) is None
 
 
-def test_turn_ends_are_end_tokens_too(gguf_files, converted):
+def test_turn_ends_are_end_tokens_too(converted):
     metadata = {"tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 1}
     folder = converted(metadata=metadata)
     assert config_of(folder)["eos_token_id"] == [0, 1, 2]
@@ -262,7 +263,7 @@ def test_turn_ends_are_end_tokens_too(gguf_files, converted):
 # ---- tokenizer
 
 
-def test_digits_are_split_one_by_one_though_there_are_merges_for_them(gguf_files, converted):
+def test_digits_are_split_one_by_one_though_there_are_merges_for_them(converted):
     ids = Tokenizer.from_file(str(converted() / "tokenizer.json")).encode("the 123 the").ids
     tokens = gguf_files.bpe()["tokenizer.ggml.tokens"]
     assert [tokens[id_] for id_ in ids] == ["t", "he", "Ġ", "1", "2", "3", "Ġthe"]
@@ -278,7 +279,7 @@ def test_digits_are_split_one_by_one_though_there_are_merges_for_them(gguf_files
         ("default", ["Ġ", "123", "4"]),
     ],
 )
-def test_each_pre_tokenizer_splits_numbers_its_own_way(gguf_files, converted, pre, pieces):
+def test_each_pre_tokenizer_splits_numbers_its_own_way(converted, pre, pieces):
     ids = Tokenizer.from_file(str(converted(tokenizer=gguf_files.bpe(pre)) / "tokenizer.json")).encode(" 1234").ids
     tokens = gguf_files.bpe()["tokenizer.ggml.tokens"]
     assert [tokens[id_] for id_ in ids if id_ != 1] == pieces  # llama-bpe begins with bos
@@ -286,15 +287,15 @@ def test_each_pre_tokenizer_splits_numbers_its_own_way(gguf_files, converted, pr
 
 @given(st.text())
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_text_comes_back_from_a_byte_level_tokenizer(gguf_files, tmp_path, text):
-    tokenizer = built_once(gguf_files, tmp_path)
+def test_any_text_comes_back_from_a_byte_level_tokenizer(tmp_path, text):
+    tokenizer = built_once(tmp_path)
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
 
 
 _built = {}
 
 
-def built_once(gguf_files, tmp_path):
+def built_once(tmp_path):
     if "bpe" not in _built:
         convert(gguf_files.tiny_llama(tmp_path / "model.gguf"), tmp_path / "out")
         _built["bpe"] = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
@@ -308,7 +309,7 @@ def test_control_tokens_are_special_and_whole(converted):
     assert type(tokenizer.detokenizer).__name__ == "BPEStreamingDetokenizer"
 
 
-def test_user_defined_tokens_are_whole_and_shown(gguf_files, converted):
+def test_user_defined_tokens_are_whole_and_shown(converted):
     tokenizer = gguf_files.bpe()
     tokenizer["tokenizer.ggml.tokens"] += ["<think>"]
     tokenizer["tokenizer.ggml.token_type"] += [4]
@@ -331,7 +332,7 @@ def test_eos_is_added_where_the_file_says_so(converted):
     assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode("t").ids == [3 + ord("t"), 2]
 
 
-def test_llama3_adds_bos_unless_the_file_says_otherwise(gguf_files, converted):
+def test_llama3_adds_bos_unless_the_file_says_otherwise(converted):
     folder = converted(tokenizer=gguf_files.bpe("llama-bpe"), metadata={"tokenizer.ggml.add_bos_token": None})
     assert load_tokenizer(folder).encode("t") == [1, 3 + ord("t")]
 
@@ -355,7 +356,7 @@ def sentencepiece(text, pieces):
 
 @given(st.text("helow ", min_size=1))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_sentencepiece_vocabulary_gives_sentencepieces_tokens(gguf_files, tmp_path, text):
+def test_a_sentencepiece_vocabulary_gives_sentencepieces_tokens(tmp_path, text):
     if "spm" not in _built:
         convert(gguf_files.tiny_llama(tmp_path / "model.gguf", tokenizer=gguf_files.spm()), tmp_path / "out")
         _built["spm"] = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
@@ -365,7 +366,7 @@ def test_a_sentencepiece_vocabulary_gives_sentencepieces_tokens(gguf_files, tmp_
     assert _built["spm"].decode(ids) == text
 
 
-def test_sentencepiece_falls_back_to_bytes_and_is_streamed_in_linear_time(gguf_files, converted):
+def test_sentencepiece_falls_back_to_bytes_and_is_streamed_in_linear_time(converted):
     tokenizer = load_tokenizer(converted(tokenizer=gguf_files.spm()))
     ids = tokenizer.encode("é", add_special_tokens=False)
     assert ids == [259, 3 + 0xC3, 3 + 0xA9]
@@ -412,7 +413,7 @@ def test_metadata_that_can_not_be_served_are_refused(converted, changes, message
         converted(metadata=changes)
 
 
-def test_a_sentencepiece_vocabulary_needs_its_scores(gguf_files, converted):
+def test_a_sentencepiece_vocabulary_needs_its_scores(converted):
     with pytest.raises(GgufError, match="tokens have 0 scores"):
         converted(tokenizer=gguf_files.spm() | {"tokenizer.ggml.scores": None})
 
@@ -464,7 +465,7 @@ def test_what_is_no_whole_gguf_file_is_refused(tmp_path, content, message):
 
 
 @functools.cache
-def tiny_content(gguf_files):
+def tiny_content():
     tokenizer = gguf_files.bpe()
     tensors = gguf_files.llama_tensors("Q4_0", len(tokenizer["tokenizer.ggml.tokens"]))
     return gguf_files.content(gguf_files.llama_metadata(tokenizer), tensors)
@@ -472,8 +473,8 @@ def tiny_content(gguf_files):
 
 @given(st.data())
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_file_cut_off_anywhere_is_refused(gguf_files, tmp_path, data):
-    content = tiny_content(gguf_files)
+def test_a_file_cut_off_anywhere_is_refused(tmp_path, data):
+    content = tiny_content()
     (tmp_path / "model.gguf").write_bytes(content[: data.draw(st.integers(1, len(content) - 32))])
     with pytest.raises(GgufError):
         convert(tmp_path / "model.gguf", tmp_path / "out")
@@ -481,8 +482,8 @@ def test_a_file_cut_off_anywhere_is_refused(gguf_files, tmp_path, data):
 
 @given(st.lists(st.tuples(st.integers(4, 9000), st.integers(0, 255)), min_size=1, max_size=4))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_broken_bytes_in_the_header_are_refused_or_harmless(gguf_files, tmp_path, changes):
-    content = bytearray(tiny_content(gguf_files))
+def test_broken_bytes_in_the_header_are_refused_or_harmless(tmp_path, changes):
+    content = bytearray(tiny_content())
     for at, value in changes:
         content[at % len(content)] = value
     (tmp_path / "model.gguf").write_bytes(content)
@@ -490,8 +491,8 @@ def test_broken_bytes_in_the_header_are_refused_or_harmless(gguf_files, tmp_path
         convert(tmp_path / "model.gguf", tmp_path / "out")
 
 
-def test_a_duplicated_tensor_name_is_refused(gguf_files, tmp_path):
-    content = tiny_content(gguf_files).replace(b"blk.0.attn_k.weight", b"blk.0.attn_q.weight")
+def test_a_duplicated_tensor_name_is_refused(tmp_path):
+    content = tiny_content().replace(b"blk.0.attn_k.weight", b"blk.0.attn_q.weight")
     (tmp_path / "model.gguf").write_bytes(content)
     with pytest.raises(GgufError, match="there twice"):
         convert(tmp_path / "model.gguf", tmp_path / "out")
@@ -500,7 +501,7 @@ def test_a_duplicated_tensor_name_is_refused(gguf_files, tmp_path):
 # ---- the command
 
 
-def test_the_command_converts(gguf_files, tmp_path):
+def test_the_command_converts(tmp_path):
     source = gguf_files.tiny_llama(tmp_path / "model.gguf")
     command = [sys.executable, "-m", "plimsoll.engine.gguf", str(source), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)

@@ -1,6 +1,5 @@
 """Answers under a grammar: whatever the model wants to say, what ends by itself is valid."""
 
-import importlib.util
 import json
 import os
 import resource
@@ -12,6 +11,9 @@ import jsonschema
 import mlx.core as mx
 import numpy as np
 import pytest
+import schemas
+import tiny_llama
+from mlx_helpers import Run, open_engine, request
 
 from plimsoll import catalog, config
 from plimsoll.engine import grammar
@@ -19,16 +21,6 @@ from plimsoll.engine.environment import worker_environment
 from plimsoll.engine.protocol import Format, Sampling, Tool
 from plimsoll.errors import BadRequest, LoadFailed
 
-
-def by_path(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-helpers, schemas = by_path("mlx_helpers"), by_path("schemas")
-Run, open_engine, request = helpers.Run, helpers.open_engine, helpers.request
 HOT = Sampling(temperature=1, seed=3)
 SHIP = {
     "type": "object",
@@ -51,9 +43,7 @@ SHIP = {
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    engine = open_engine(
-        helpers.tiny_llama().build(tmp_path_factory.mktemp("tiny"), max_position_embeddings=1024), max_batch=8
-    )
+    engine = open_engine(tiny_llama.build(tmp_path_factory.mktemp("tiny"), max_position_embeddings=1024), max_batch=8)
     yield engine
     engine.close()
 

@@ -1,6 +1,5 @@
 """Model files that want to run code, or never to end: they cost a request, or the load, and nothing else."""
 
-import importlib.util
 import json
 import pickle
 import queue
@@ -11,6 +10,8 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
+import tiny_llama
+from mlx_helpers import Run, open_engine, request
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from plimsoll.engine import prompts
@@ -19,18 +20,13 @@ from plimsoll.engine.process import WorkerProcess
 from plimsoll.engine.time_limit import TookTooLong, time_limit
 from plimsoll.errors import BadRequest, LoadFailed
 
-spec = importlib.util.spec_from_file_location("mlx_helpers", Path(__file__).with_name("mlx_helpers.py"))
-helpers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(helpers)
-Run, open_engine, request = helpers.Run, helpers.open_engine, helpers.request
-
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}\
 {% endfor %}"
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return helpers.tiny_llama().build(tmp_path_factory.mktemp("whole"))
+    return tiny_llama.build(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture

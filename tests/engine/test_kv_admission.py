@@ -1,23 +1,19 @@
 """The KV memory of a running engine: what is really held stays within what is claimed, and that within the grant."""
 
-import importlib.util
 import json
 import random
-from pathlib import Path
 
 import mlx.core as mx
+import mlx_helpers as helpers
 import pytest
+import tiny_llama
+from mlx_helpers import Run, open_engine, request
 from mlx_lm.models.cache import make_prompt_cache
 
 from plimsoll.engine.kv_budget import FIRST_TOKENS, STEP_TOKENS, KvCost
 from plimsoll.engine.kv_measure import measure
 from plimsoll.engine.protocol import ChatRequest
 from plimsoll.engine.waiting_line import PATIENCE_S
-
-spec = importlib.util.spec_from_file_location("mlx_helpers", Path(__file__).with_name("mlx_helpers.py"))
-helpers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(helpers)
-Run, open_engine, request = helpers.Run, helpers.open_engine, helpers.request
 
 LAYERS = 4
 TOKEN_BYTES = LAYERS * 2 * 2 * 16 * 4  # layers x (keys and values) x heads x dimensions x float32
@@ -28,7 +24,7 @@ MIB = 1 << 20
 def folder(tmp_path_factory):
     """Its answers never end by themselves: the end-of-text token's logit is always 0, others go up to 40."""
     path = tmp_path_factory.mktemp("endless")
-    helpers.tiny_llama().build(path, num_hidden_layers=LAYERS, max_position_embeddings=4096)
+    tiny_llama.build(path, num_hidden_layers=LAYERS, max_position_embeddings=4096)
     weights = mx.load(str(path / "model.safetensors"))
     weights["lm_head.weight"][json.loads((path / "config.json").read_text())["eos_token_id"]] = 0
     mx.save_safetensors(str(path / "model.safetensors"), weights, metadata={"format": "mlx"})
@@ -39,7 +35,7 @@ def folder(tmp_path_factory):
 def sliding(tmp_path_factory):
     """Every second layer sees 300 tokens only."""
     kinds = ["full_attention", "sliding_attention"] * (LAYERS // 2)
-    return helpers.tiny_llama().build(
+    return tiny_llama.build(
         tmp_path_factory.mktemp("sliding"),
         num_hidden_layers=LAYERS,
         max_position_embeddings=4096,

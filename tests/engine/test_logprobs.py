@@ -1,24 +1,20 @@
 """Log-probabilities, biases, raw prompts and counting."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import mlx.core as mx
+import mlx_helpers as helpers
 import pytest
+import tiny_llama
+from mlx_helpers import Run, open_engine, request
 
 from plimsoll.engine.protocol import ChatRequest, EmbedRequest, Format, Sampling, Usage
 from plimsoll.errors import BadRequest
 
-spec = importlib.util.spec_from_file_location("mlx_helpers", Path(__file__).with_name("mlx_helpers.py"))
-helpers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(helpers)
-Run, open_engine, request = helpers.Run, helpers.open_engine, helpers.request
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return helpers.tiny_llama().build(tmp_path_factory.mktemp("tiny"))
+    return tiny_llama.build(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

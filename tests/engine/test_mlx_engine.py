@@ -1,32 +1,29 @@
 """The MLX engine on a tiny random Llama: real tokenizer, real batching, no sense."""
 
 import gc
-import importlib.util
 import json
 import shutil
 import threading
 from pathlib import Path
 
 import mlx.core as mx
+import mlx_helpers as helpers
 import pytest
+import tiny_llama
 from mlx import nn
+from mlx_helpers import Run, answer, open_engine, request
 from mlx_lm.utils import load_model, save_model
 
 from plimsoll.engine import blas, loading
 from plimsoll.engine.protocol import ChatRequest, Sampling, Usage
 from plimsoll.errors import BadRequest, ContextTooLong, InternalError, LoadFailed
 
-spec = importlib.util.spec_from_file_location("mlx_helpers", Path(__file__).with_name("mlx_helpers.py"))
-helpers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(helpers)
-Run, answer, open_engine, request = helpers.Run, helpers.answer, helpers.open_engine, helpers.request
-
 QUESTIONS = ["hello", "who are you?", "Съешь ещё булок 🚢", "fox", "the line on her side", "船", "0123", "dog " * 30]
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    return helpers.tiny_llama().build(tmp_path_factory.mktemp("tiny"))
+    return tiny_llama.build(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -108,12 +105,10 @@ def test_more_requests_than_the_batch_holds_wait_for_their_turn(folder):
 def test_the_engine_steps_on_a_thread_that_did_not_import_it(folder):
     # In a child: MLX aborts an interpreter that ends after a second thread has used it.
     code = (
-        "import importlib.util, os, sys, threading\n"
-        "spec = importlib.util.spec_from_file_location('helpers', sys.argv[1])\n"
-        "helpers = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(helpers)\n"
+        "import os, sys, threading\n"
+        "import mlx_helpers as helpers\n"
         "def work():\n"
-        "    engine = helpers.open_engine(sys.argv[2])\n"
+        "    engine = helpers.open_engine(sys.argv[1])\n"
         "    chat = helpers.request('fox', helpers.Sampling(top_p=0.9, top_k=5, min_p=0.1, seed=1), max_tokens=9)\n"
         "    run = helpers.Run(engine).submit('a', chat).finish()\n"
         "    engine.trim(); engine.close()\n"
@@ -124,7 +119,12 @@ def test_the_engine_steps_on_a_thread_that_did_not_import_it(folder):
     import sys
 
     done = subprocess.run(
-        [sys.executable, "-c", code, helpers.__file__, folder], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, folder],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.stdout.strip() == "9", done.stderr
 

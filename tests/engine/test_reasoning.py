@@ -1,19 +1,14 @@
 """What a model thinks before it answers is told apart from the answer."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+import tiny_llama
+from mlx_helpers import Run, open_engine, request
 from tokenizers import AddedToken, Tokenizer
 
 from plimsoll.engine.protocol import Format, Sampling
 from plimsoll.errors import BadRequest
-
-spec = importlib.util.spec_from_file_location("mlx_helpers", Path(__file__).with_name("mlx_helpers.py"))
-helpers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(helpers)
-Run, open_engine, request = helpers.Run, helpers.open_engine, helpers.request
 
 TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}[assistant]{{ mood }}"
@@ -27,7 +22,7 @@ ONE = {"const": [1]}
 def engine(tmp_path_factory):
     """A random model with marks for thinking, which its template opens on demand."""
     folder = tmp_path_factory.mktemp("thinking")
-    helpers.tiny_llama().build(folder, vocab_size=610)
+    tiny_llama.build(folder, vocab_size=610)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in ("<think>", "</think>")])
     tokenizer.save(str(folder / "tokenizer.json"))

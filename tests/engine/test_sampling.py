@@ -2,10 +2,10 @@
 
 import itertools
 import random
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
+import tiny_llama
 from mlx_lm import sample_utils
 from mlx_lm.models.cache import KVCache
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, NaiveStreamingDetokenizer
@@ -232,13 +232,8 @@ def test_the_stop_string_that_ended_an_answer_is_known(chunks, stop, found):
 
 @pytest.fixture(scope="session")
 def bpe(tmp_path_factory):
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("tiny_llama", Path(__file__).parents[1] / "tiny_llama.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     folder = tmp_path_factory.mktemp("tokenizer")
-    module.write_tokenizer(folder)
+    tiny_llama.write_tokenizer(folder)
     return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
 
 

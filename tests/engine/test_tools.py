@@ -1,10 +1,11 @@
 """Tools: how they reach the model, and how its calls are read out of the text."""
 
-import importlib.util
 import json
-from pathlib import Path
 
+import mlx_helpers as helpers
 import pytest
+import tiny_llama
+from mlx_helpers import Run, open_engine, request
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tool_parsers import mistral, pythonic, qwen3_coder
 from tokenizers import AddedToken, Tokenizer
@@ -15,11 +16,6 @@ from plimsoll.engine.layout import Layout
 from plimsoll.engine.protocol import ChatRequest, Sampling, Tool
 from plimsoll.engine.tool_calls import CallFormat, json_format, openai_tools
 from plimsoll.errors import BadRequest
-
-spec = importlib.util.spec_from_file_location("mlx_helpers", Path(__file__).with_name("mlx_helpers.py"))
-helpers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(helpers)
-Run, open_engine, request = helpers.Run, helpers.open_engine, helpers.request
 
 WEATHER = Tool(
     "get_weather",
@@ -56,7 +52,7 @@ HISTORY = [
 
 
 def model(folder, template=None):
-    helpers.tiny_llama().build(folder, max_position_embeddings=2048)
+    tiny_llama.build(folder, max_position_embeddings=2048)
     if template is not None:
         path = folder / "tokenizer_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
@@ -82,7 +78,7 @@ def native(tmp_path_factory):
 def marked(tmp_path_factory):
     """A model whose marks are single tokens without a text, as Hermes' are."""
     folder = tmp_path_factory.mktemp("marked")
-    helpers.tiny_llama().build(folder, max_position_embeddings=2048, vocab_size=610)
+    tiny_llama.build(folder, max_position_embeddings=2048, vocab_size=610)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in ("<tool_call>", "</tool_call>")])
     tokenizer.save(str(folder / "tokenizer.json"))

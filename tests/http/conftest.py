@@ -20,10 +20,10 @@ import openai
 import pykka
 import pytest
 from sanic import Sanic
+from scripts import sends
 
 from plimsoll import config as configuration
 from plimsoll.actors import messages as m
-from plimsoll.engine.protocol import Usage
 from plimsoll.errors import UnknownModel
 from plimsoll.http.app import build
 from plimsoll.http.process import guard
@@ -33,7 +33,6 @@ from plimsoll.memory.sample import Level, Reading, Sample
 
 GB = 2**30
 DEADLINE_S = 10
-USAGE = Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1)
 # Sanic rewrites its own methods when an app starts; only in this mode can a second app start in the same process.
 Sanic.test_mode = True
 Script = Callable[[Any], None]
@@ -250,22 +249,16 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
             pipe.close()
 
 
-def says(*texts: str, reason: str = "stop", usage: Usage = USAGE) -> Script:
+def says(*texts: str, **ending: Any) -> Script:
     """A script for ``Chat``: these deltas, then the ending."""
-
-    def script(chat: m.Chat) -> None:
-        for count, text in enumerate(texts, start=1):
-            chat.reply.send(m.Delta(text, count))
-        chat.reply.send(m.Finished(reason, usage))
-
-    return script
+    return sends(*(m.Delta(text, count) for count, text in enumerate(texts, start=1)), **ending)
 
 
 def body(**changes: Any) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]} | changes
 
 
-# Test modules can't import this one under --import-mode=importlib: the helpers are handed out as fixtures.
+# Handed out as fixtures: no test module can import this one.
 @pytest.fixture(name="says")
 def _says() -> Callable[..., Script]:
     return says

@@ -4,19 +4,19 @@ import asyncio
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
 import httpx
 import pytest
+from scripts import fails, sends
 
 from plimsoll.actors import messages as m
 from plimsoll.engine.protocol import Format, Tool, Usage
 from plimsoll.errors import InternalError, LoadFailed, NeverFits, QueueFull, Unavailable
 
 USER = [{"role": "user", "content": "hi"}]
-USAGE = Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1)
 WEATHER = {
     "name": "weather",
     "description": "The weather of a city.",
@@ -32,24 +32,6 @@ def claude(server: Any) -> Iterator[anthropic.Anthropic]:
 
 def create(claude: anthropic.Anthropic, **changes: Any) -> Any:
     return claude.messages.create(**{"model": "tiny", "max_tokens": 16, "messages": USER} | changes)
-
-
-def sends(*items: Any, reason: str = "stop", usage: Usage = USAGE) -> Callable[[m.Chat], None]:
-    def script(chat: m.Chat) -> None:
-        for item in items:
-            chat.reply.send(item)
-        chat.reply.send(m.Finished(reason, usage))
-
-    return script
-
-
-def fails(error: Exception, *first: Any) -> Callable[[m.Chat], None]:
-    def script(chat: m.Chat) -> None:
-        for item in first:
-            chat.reply.send(item)
-        chat.reply.send(m.Failed(error))
-
-    return script
 
 
 def asked(system: Any, claude: anthropic.Anthropic, /, **changes: Any) -> Any:

@@ -5,7 +5,6 @@ import re
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import ollama
 import pytest
 
 from plimsoll.actors import messages as m
-from plimsoll.catalog import Catalog
 from plimsoll.engine.protocol import EmbedRequest, ModelInfo, Usage
 from plimsoll.errors import LoadFailed
 from plimsoll.http.ollama import pull
@@ -57,18 +55,6 @@ def server_config(tmp_path: Path) -> dict[str, Any]:
         "bert": {"source": "fake:", "embeddings": True},
     }
     return {"models": {"builtin": False, "cache_dir": str(tmp_path / "cache"), "entries": entries}}
-
-
-@pytest.fixture
-def server(server: Any) -> Any:
-    server.app.ctx.front.catalog = Catalog(server.config.models)
-    return server
-
-
-@pytest.fixture
-def llama(server: Any) -> Iterator[ollama.Client]:
-    with ollama.Client(server.url, timeout=10) as made:
-        yield made
 
 
 # ---- lists

@@ -2,20 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import ollama
 import pytest
+from scripts import fails, sends
 
 from plimsoll.actors import messages as m
-from plimsoll.catalog import Catalog
-from plimsoll.engine.protocol import Format, TokenLogprob, Tool, Usage
+from plimsoll.engine.protocol import Format, TokenLogprob, Tool
 from plimsoll.errors import InternalError, LoadFailed, NeverFits, QueueFull, Unavailable
 
 USER = [{"role": "user", "content": "hi"}]
-USAGE = Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1)
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Of a city.", "parameters": PARAMETERS}}
 FOREVER = None
@@ -29,36 +27,6 @@ def server_config() -> dict[str, Any]:
         "pinned": {"source": "fake:", "pin": True},
     }
     return {"models": {"builtin": False, "entries": entries}}
-
-
-@pytest.fixture
-def server(server: Any) -> Any:
-    server.app.ctx.front.catalog = Catalog(server.config.models)
-    return server
-
-
-@pytest.fixture
-def llama(server: Any) -> Iterator[ollama.Client]:
-    with ollama.Client(server.url, timeout=10) as made:
-        yield made
-
-
-def sends(*items: Any, reason: str = "stop", usage: Usage = USAGE) -> Callable[[m.Chat], None]:
-    def script(chat: m.Chat) -> None:
-        for item in items:
-            chat.reply.send(item)
-        chat.reply.send(m.Finished(reason, usage))
-
-    return script
-
-
-def fails(error: Exception, *first: Any) -> Callable[[m.Chat], None]:
-    def script(chat: m.Chat) -> None:
-        for item in first:
-            chat.reply.send(item)
-        chat.reply.send(m.Failed(error))
-
-    return script
 
 
 def lines(answer: httpx.Response) -> list[dict[str, Any]]:

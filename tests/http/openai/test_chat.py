@@ -4,9 +4,10 @@ import json
 
 import pydantic
 import pytest
+from scripts import USAGE, sends
 
 from plimsoll.actors import messages as m
-from plimsoll.engine.protocol import Format, TokenLogprob, Tool, Usage
+from plimsoll.engine.protocol import Format, TokenLogprob, Tool
 from plimsoll.errors import ModelUnloaded, QueueFull
 from plimsoll.http.openai import completions, frames, shapes
 from plimsoll.http.openai.responses import events
@@ -14,17 +15,6 @@ from plimsoll.http.openai.responses import events
 HI = [{"role": "user", "content": "hi"}]
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": CITY}}
-USAGE = Usage(prompt_tokens=3, completion_tokens=2)
-
-
-def replies(*items, reason="stop"):
-    """A script for ``Chat``."""
-
-    def script(chat):
-        for item in (*items, m.Finished(reason, USAGE)):
-            chat.reply.send(item)
-
-    return script
 
 
 def in_order(system, count, script):
@@ -52,7 +42,7 @@ CALLS = [
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_several_answers_keep_their_index_and_share_the_prompt(client, system, stream):
-    chats = in_order(system, 3, lambda index, chat: replies(m.Delta(f"answer {index}", 2))(chat))
+    chats = in_order(system, 3, lambda index, chat: sends(m.Delta(f"answer {index}", 2))(chat))
     options = {"stream_options": {"include_usage": True}} if stream else {}
     got = client.chat.completions.create(model="tiny", messages=HI, n=3, seed=2**63 - 2, stream=stream, **options)
     if stream:
@@ -120,7 +110,7 @@ def test_leaving_several_answers_cancels_each(http, system, body, stream):
 @pytest.mark.parametrize("stream", [False, True])
 def test_log_probabilities_have_openai_s_shape(client, system, stream):
     first = TokenLogprob("Hé", -0.25, [("Hé", -0.25), ("No", float("-inf"))])
-    system.scripts[m.Chat] = replies(
+    system.scripts[m.Chat] = sends(
         m.Delta("Hé", 1), m.Logprobs([first]), m.Delta("llo", 2), m.Logprobs([TokenLogprob("llo", -1.5)])
     )
     asked = {"model": "tiny", "messages": HI, "logprobs": True, "top_logprobs": 2}
@@ -168,7 +158,7 @@ def test_a_logit_bias_reaches_the_engine_by_token_id(http, system, says, body):
 
 
 def test_tool_calls_come_whole(client, system):
-    system.scripts[m.Chat] = replies(*CALLS, reason="tool_calls")
+    system.scripts[m.Chat] = sends(*CALLS, reason="tool_calls")
     choice = client.chat.completions.create(model="tiny", messages=HI, tools=[WEATHER]).choices[0]
     one, two = choice.message.tool_calls
     assert choice.finish_reason == "tool_calls"
@@ -182,14 +172,14 @@ def test_tool_calls_come_whole(client, system):
 
 
 def test_content_is_null_where_there_are_only_calls(http, system, body):
-    system.scripts[m.Chat] = replies(*CALLS[1:], reason="tool_calls")
+    system.scripts[m.Chat] = sends(*CALLS[1:], reason="tool_calls")
     message = http.post("/v1/chat/completions", json=body(tools=[WEATHER])).json()["choices"][0]["message"]
     assert message["content"] is None
     assert len(message["tool_calls"]) == 2
 
 
 def test_tool_calls_stream_as_they_come(http, system, body):
-    system.scripts[m.Chat] = replies(*CALLS, reason="tool_calls")
+    system.scripts[m.Chat] = sends(*CALLS, reason="tool_calls")
     text = http.post("/v1/chat/completions", json=body(tools=[WEATHER], stream=True)).text
     *lines, done = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     deltas = [json.loads(line)["choices"][0] for line in lines]
@@ -206,7 +196,7 @@ def test_tool_calls_stream_as_they_come(http, system, body):
 
 
 def test_the_openai_client_puts_streamed_tool_calls_together(client, system):
-    system.scripts[m.Chat] = replies(*CALLS, reason="tool_calls")
+    system.scripts[m.Chat] = sends(*CALLS, reason="tool_calls")
     with client.chat.completions.stream(model="tiny", messages=HI, tools=[WEATHER]) as stream:
         events = [event.type for event in stream]
         choice = stream.get_final_completion().choices[0]
@@ -259,7 +249,7 @@ def test_the_openai_client_parses_structured_output(client, system, says):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_thoughts_stand_apart_and_are_counted(http, system, body, stream):
-    system.scripts[m.Chat] = replies(m.Delta("Hm, ", 1, reasoning=True), m.Delta("yes.", 2, True), m.Delta("Yes", 3))
+    system.scripts[m.Chat] = sends(m.Delta("Hm, ", 1, reasoning=True), m.Delta("yes.", 2, True), m.Delta("Yes", 3))
     options = {"stream_options": {"include_usage": True}} if stream else {}
     response = http.post("/v1/chat/completions", json=body(stream=stream, **options))
     if stream:
@@ -292,7 +282,7 @@ def test_effort_and_template_arguments_reach_the_engine(http, system, says, body
 
 
 def test_what_the_server_cancels_is_an_error_after_the_text_so_far(http, system, body):
-    system.scripts[m.Chat] = replies(m.Delta("Hel", 1), reason="cancelled")
+    system.scripts[m.Chat] = sends(m.Delta("Hel", 1), reason="cancelled")
     text = http.post("/v1/chat/completions", json=body(stream=True)).text
     assert '"content":"Hel"' in text
     assert "cancelled by the server" in text

@@ -5,6 +5,7 @@ import json
 import openai
 import pydantic
 import pytest
+from scripts import sends
 
 from plimsoll.actors import messages as m
 from plimsoll.engine.protocol import Format, Sampling, TokenLogprob, Tool, Usage
@@ -51,14 +52,6 @@ BAD_VALUES = [
 ]
 
 
-def replies(*items, reason="stop"):
-    def script(chat):
-        for item in (*items, m.Finished(reason, USAGE)):
-            chat.reply.send(item)
-
-    return script
-
-
 def events(text):
     """Of each event its name and its data."""
     blocks = [block.split("\n") for block in text.split("\n\n") if block and not block.startswith(":")]
@@ -66,7 +59,7 @@ def events(text):
 
 
 def test_a_response_has_its_text_and_usage(client, system):
-    system.scripts[m.Chat] = replies(m.Delta("Hel", 1), m.Delta("lo", 2))
+    system.scripts[m.Chat] = sends(m.Delta("Hel", 1), m.Delta("lo", 2), usage=USAGE)
     answer = client.responses.create(
         model="tiny",
         input="hi",
@@ -89,7 +82,7 @@ def test_a_response_has_its_text_and_usage(client, system):
 
 
 def test_thoughts_text_and_calls_are_items(client, system):
-    system.scripts[m.Chat] = replies(*TURN, reason="tool_calls")
+    system.scripts[m.Chat] = sends(*TURN, reason="tool_calls")
     answer = client.responses.create(
         model="tiny", input="hi", tools=[WEATHER], tool_choice={"type": "function", "name": "weather"}
     )
@@ -106,7 +99,7 @@ def test_thoughts_text_and_calls_are_items(client, system):
 
 
 def test_a_whole_conversation_becomes_messages(http, system):
-    system.scripts[m.Chat] = replies(m.Delta("ok", 1))
+    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
     items = [
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [{"type": "input_text", "text": "one"}, {"type": "input_text", "text": "two"}]},
@@ -138,7 +131,7 @@ def test_a_whole_conversation_becomes_messages(http, system):
 
 
 def test_what_was_answered_can_be_sent_back(client, system):
-    system.scripts[m.Chat] = replies(*TURN, reason="tool_calls")
+    system.scripts[m.Chat] = sends(*TURN, reason="tool_calls")
     answer = client.responses.create(model="tiny", input="hi", tools=[WEATHER])
     system.hears(m.Chat)
     outputs = [
@@ -153,7 +146,7 @@ def test_what_was_answered_can_be_sent_back(client, system):
 
 
 def test_a_stream_s_events_come_in_openai_s_order(http, system):
-    system.scripts[m.Chat] = replies(*TURN, reason="tool_calls")
+    system.scripts[m.Chat] = sends(*TURN, reason="tool_calls", usage=USAGE)
     response = http.post("/v1/responses", json={"model": "tiny", "input": "hi", "stream": True})
     told = events(response.text)
     item = ["response.output_item.added", "response.content_part.added"]
@@ -183,7 +176,7 @@ def test_a_stream_s_events_come_in_openai_s_order(http, system):
 
 
 def test_the_openai_client_follows_a_stream(client, system):
-    system.scripts[m.Chat] = replies(*TURN, reason="tool_calls")
+    system.scripts[m.Chat] = sends(*TURN, reason="tool_calls")
     with client.responses.stream(model="tiny", input="hi", tools=[WEATHER]) as stream:
         text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
         final = stream.get_final_response()
@@ -194,7 +187,7 @@ def test_the_openai_client_follows_a_stream(client, system):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_response_cut_short_is_incomplete(client, system, stream):
-    system.scripts[m.Chat] = replies(m.Delta("Hel", 1), reason="length")
+    system.scripts[m.Chat] = sends(m.Delta("Hel", 1), reason="length")
     answer = client.responses.create(model="tiny", input="hi", stream=stream)
     if stream:
         *_, last = answer
@@ -206,7 +199,7 @@ def test_a_response_cut_short_is_incomplete(client, system, stream):
 
 
 def test_an_empty_response_has_an_empty_message(client, system):
-    system.scripts[m.Chat] = replies()
+    system.scripts[m.Chat] = sends()
     assert client.responses.create(model="tiny", input="hi").output[0].content[0].text == ""
     with client.responses.stream(model="tiny", input="hi") as stream:
         assert stream.get_final_response().output_text == ""
@@ -246,7 +239,7 @@ def test_a_failure_before_the_first_text_has_its_own_status(client, system, stre
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_log_probabilities_come_with_the_text(client, system, stream):
-    system.scripts[m.Chat] = replies(
+    system.scripts[m.Chat] = sends(
         m.Delta("", 1), m.Logprobs([TokenLogprob("H", -0.5)]), m.Delta("Hi", 2), m.Logprobs([TokenLogprob("i", -1.0)])
     )
     asked = {"model": "tiny", "input": "hi", "include": ["message.output_text.logprobs"], "top_logprobs": 1}
@@ -269,7 +262,7 @@ def test_log_probabilities_come_with_the_text(client, system, stream):
     ],
 )
 def test_a_text_format_reaches_the_engine(client, system, given, reached):
-    system.scripts[m.Chat] = replies(m.Delta("{}", 1))
+    system.scripts[m.Chat] = sends(m.Delta("{}", 1))
     answer = client.responses.create(model="tiny", input="hi", text={"format": given})
     assert system.hears(m.Chat).request.format == reached
     assert answer.text.format.type == given["type"]
@@ -279,13 +272,13 @@ def test_the_openai_client_parses_structured_output(client, system):
     class City(pydantic.BaseModel):
         city: str
 
-    system.scripts[m.Chat] = replies(m.Delta('{"city": "Oslo"}', 1))
+    system.scripts[m.Chat] = sends(m.Delta('{"city": "Oslo"}', 1))
     assert client.responses.parse(model="tiny", input="hi", text_format=City).output_parsed == City(city="Oslo")
 
 
 @pytest.mark.parametrize(("effort", "thinking"), [("none", False), ("minimal", False), ("high", True), (None, None)])
 def test_an_effort_reaches_the_engine(http, system, effort, thinking):
-    system.scripts[m.Chat] = replies(m.Delta("ok", 1))
+    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
     http.post("/v1/responses", json={"model": "tiny", "input": "hi", "reasoning": {"effort": effort}})
     assert system.hears(m.Chat).request.thinking is thinking
 

@@ -1,7 +1,5 @@
 """What the black box remembers, asked for over HTTP."""
 
-import time
-
 import pytest
 
 from plimsoll.journal import events as e
@@ -10,19 +8,6 @@ from plimsoll.memory.sample import Level, Reading, Sample
 
 KILLED = e.WorkerKilled("tiny", 7)
 FAILED = e.LoadFailed("tiny", "no such file")
-
-
-class Clock:
-    def __init__(self):
-        self.at = time.time()
-
-    def __call__(self):
-        return self.at
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

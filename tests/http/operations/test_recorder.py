@@ -8,19 +8,6 @@ from plimsoll.errors import QueueFull
 from plimsoll.http.operations.recorder import Distribution, Recorder
 
 
-class Clock:
-    def __init__(self):
-        self.at = 100.0
-
-    def __call__(self):
-        return self.at
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def recorder(clock):
     return Recorder(clock)

@@ -1,0 +1,21 @@
+"""Ollama's own client, and a catalog of real entries behind it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ollama
+import pytest
+
+from plimsoll.catalog import Catalog
+
+
+@pytest.fixture
+def server(server: Any) -> Any:
+    server.app.ctx.front.catalog = Catalog(server.config.models)
+    return server
+
+
+@pytest.fixture
+def llama(server: Any) -> Iterator[ollama.Client]:
+    with ollama.Client(server.url, timeout=10) as made:
+        yield made
