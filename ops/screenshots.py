@@ -3,18 +3,15 @@
 Run: python ops/screenshots.py. Needs Chromium (apt-get install chromium) and 2 GB of free memory. Loopback only.
 """
 
-import contextlib
-import json
 import math
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from bench.served import Served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from plimsoll.journal import events as e
@@ -49,11 +46,10 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     expect.set_options(timeout=30_000)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        box = Path(folder) / "blackbox.sqlite"
-        remember(box)
-        with server(Path(folder), box) as url:
+        remember(Path(folder) / "blackbox.sqlite")
+        with Served(Path(folder), settings()) as served:
             browser = playwright.chromium.launch(executable_path=path, args=ARGS)
-            pictures(browser, url)
+            pictures(browser, served.url)
             browser.close()
 
 
@@ -106,29 +102,12 @@ def save(page: Page, name: str) -> None:
 # ---- the server and its past
 
 
-@contextlib.contextmanager
-def server(folder: Path, box: Path) -> Iterator[str]:
-    memory = {"limit": LIMIT, "warning_percent": 70, "critical_percent": 90, "emergency_percent": 97}
-    settings = {
-        "server": {"port": 0},
-        "memory": memory,
-        "models": {
-            "builtin": False,
-            "entries": {k: v if isinstance(v, dict) else {"source": v} for k, v in ENTRIES.items()},
-        },
-        "logging": {"file": "none", "blackbox": str(box)},
+def settings() -> dict[str, Any]:
+    entries = {name: one if isinstance(one, dict) else {"source": one} for name, one in ENTRIES.items()}
+    return {
+        "memory": {"limit": LIMIT, "warning_percent": 70, "critical_percent": 90, "emergency_percent": 97},
+        "models": {"builtin": False, "entries": entries},
     }
-    file = folder / "plimsoll.yaml"
-    file.write_text(json.dumps(settings))  # JSON is YAML
-    command = [sys.executable, "-m", "plimsoll", "serve", "--config", file]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout
-        found = re.search(r"http://[\d.:]+", process.stdout.readline())
-        assert found, "the server did not start"
-        try:
-            yield found[0]
-        finally:
-            process.terminate()
 
 
 def remember(path: Path) -> None:

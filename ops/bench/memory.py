@@ -8,19 +8,14 @@ process that fills memory" is a worker that grows: ``memory.limit`` counts the f
 import argparse
 import contextlib
 import itertools
-import json
 import logging
 import os
 import platform
 import random
-import re
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -28,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
-import yaml
+from served import Served
 
 from plimsoll import config
 from plimsoll.actors import messages as m
@@ -199,35 +194,12 @@ def percentile(values: list[float], share: float) -> float:
 
 
 @contextlib.contextmanager
-def served(entries: dict[str, str], **sections: Any) -> Iterator[tuple[str, psutil.Process]]:
-    """A ``plimsoll serve`` process: its URL and the process."""
-    with tempfile.TemporaryDirectory() as folder:
-        models = {"builtin": True, "entries": {name: {"source": source} for name, source in entries.items()}}
-        logging = {"file": f"{folder}/plimsoll.log", "blackbox": f"{folder}/blackbox.sqlite"}
-        file = Path(folder) / "config.yaml"
-        file.write_text(yaml.safe_dump({"server": {"port": 0}, "models": models, "logging": logging, **sections}))
-        command = [sys.executable, "-m", "plimsoll", "serve", "--config", str(file)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-            try:
-                found = next(filter(None, (re.search(r"http://[\d.]+:\d+", text) for text in child.stdout or ())))
-                yield found[0], psutil.Process(child.pid)
-            finally:
-                child.send_signal(signal.SIGTERM)
-                try:
-                    child.wait(40)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-
-
-def post(url: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=BOUND_S) as response:
-        return json.load(response)
-
-
-def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=BOUND_S) as response:
-        return json.load(response)
+def served(entries: dict[str, str], **sections: Any) -> Iterator[Served]:
+    """A ``plimsoll serve`` process of those models."""
+    models = {"builtin": True, "entries": {name: {"source": source} for name, source in entries.items()}}
+    with tempfile.TemporaryDirectory() as folder, Served(Path(folder), {"models": models, **sections}) as process:
+        yield process
+        process.stop()
 
 
 def has_builtin() -> bool:
@@ -283,7 +255,8 @@ def _unload(server: Server, model: str, title: str, rounds: int) -> None:
 
 def rounds(*, quick: bool) -> None:
     count = 10 if quick else 50
-    with served({"fake": "fake:hold=500000000"}, memory={"limit": "2GiB"}) as (url, front):
+    with served({"fake": "fake:hold=500000000"}, memory={"limit": "2GiB"}) as process:
+        front = process.front
 
         def look() -> tuple[int, int, int, int]:
             # The last timers and threads of a worker end shortly after it.
@@ -292,8 +265,8 @@ def rounds(*, quick: bool) -> None:
 
         before = look()
         for number in range(1, count + 1):
-            post(f"{url}/admin/models/fake/load", {})
-            post(f"{url}/admin/models/fake/unload", {"grace_s": 0})
+            process.load("fake")
+            process.unload("fake")
             if number == 5:
                 before = look()
         after = look()
@@ -362,11 +335,11 @@ def sampler(*, quick: bool) -> None:
     share = 100 * (cpu_after - cpu) / (ended - began)
     text = f"{share:.3f} % of a core, {len(timed.at) / seconds:.1f} samples/s"
     line("sampler: CPU of its thread at rest", "< 0.3 %", text, ok=share < 0.3)
-    with served({}) as (_, front):
+    with served({}) as process:
         time.sleep(2)
-        before, began = sum(front.cpu_times()[:2]), time.monotonic()
+        before, began = process.cpu_s(), time.monotonic()
         time.sleep(seconds)
-        share = 100 * (sum(front.cpu_times()[:2]) - before) / (time.monotonic() - began)
+        share = 100 * (process.cpu_s() - before) / (time.monotonic() - began)
     line("sampler: CPU of the whole front process at rest", "< 0.3 %", f"{share:.2f} % of a core", ok=share < 0.3)
     fake = "fake:hold=200MiB,tokens_per_s=100,answer=la,length=100000,context=1000000"
     _lag("fake", {"fake": fake}, "1GiB", seconds, "8 streams of 100 tokens/s")
@@ -380,21 +353,18 @@ def _lag(model: str, entries: dict[str, str], limit: str, seconds: float, title:
     stop = threading.Event()
     texts: Counter[int] = Counter()
 
-    def stream(number: int, url: str) -> None:
+    def stream(number: int, process: Served) -> None:
         body = {"model": model, "stream": True, "messages": [{"role": "user", "content": f"Count from {number} on."}]}
-        request = urllib.request.Request(
-            f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
         while not stop.is_set():
-            with urllib.request.urlopen(request, timeout=BOUND_S) as response:
+            with process.request("POST", "/v1/chat/completions", body, timeout_s=BOUND_S) as response:
                 for raw in response:
                     texts[number] += raw.startswith(b"data: {")
                     if stop.is_set():
                         break
 
-    with served(entries, memory={"limit": limit}, engine={"kv_budget": "256MiB"}) as (url, _):
-        post(f"{url}/admin/models/{model}/load", {})
-        threads = [threading.Thread(target=stream, args=(number, url)) for number in range(8)]
+    with served(entries, memory={"limit": limit}, engine={"kv_budget": "256MiB"}) as process:
+        process.load(model)
+        threads = [threading.Thread(target=stream, args=(number, process)) for number in range(8)]
         for thread in threads:
             thread.start()
         begun = time.monotonic()
@@ -402,7 +372,7 @@ def _lag(model: str, entries: dict[str, str], limit: str, seconds: float, title:
             time.sleep(0.05)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            body = get(f"{url}/health")
+            body = process.health()
             # A figure that repeats is taken for the same sample seen twice.
             if body["sampler_lag_ms"] != (lags[-1] if lags else None):
                 lags.append(body["sampler_lag_ms"])

@@ -10,10 +10,8 @@ import http.server
 import itertools
 import json
 import math
-import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
+from served import Served
 
 ARGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 STATIC = Path(__file__).parents[2] / "http" / "static"
@@ -42,8 +41,9 @@ def main() -> None:
         sys.exit("chromium is not installed: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGS)
-        with real_server() as url:
-            paint_ms, weight = first_paint(browser, url)
+        models = {"builtin": False, "entries": {name: {"source": "fake:"} for name in MODELS}}
+        with tempfile.TemporaryDirectory() as folder, Served(Path(folder), {"models": models}) as served:
+            paint_ms, weight = first_paint(browser, served.url)
         rows = [("first paint, median of 5", f"{paint_ms:.0f} ms", "300 ms", paint_ms < 300)]
         rows.append(("the page's files in all", f"{weight / 1000:.0f} kB", "250 kB", weight < 250_000))
         with long_hour() as url:
@@ -59,25 +59,6 @@ def main() -> None:
 
 
 # ---- first paint and weight
-
-
-@contextlib.contextmanager
-def real_server() -> Iterator[str]:
-    entries = {name: {"source": "fake:"} for name in MODELS}
-    settings = {"server": {"port": 0}, "models": {"builtin": False, "entries": entries}}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "bench.yaml"
-        box = str(Path(folder) / "blackbox.sqlite")
-        file.write_text(json.dumps(settings | {"logging": {"file": "none", "blackbox": box}}))  # JSON is YAML
-        command = [sys.executable, "-m", "plimsoll", "serve", "--config", file]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-            assert process.stdout
-            found = re.search(r"http://[\d.:]+", process.stdout.readline())
-            assert found, "the server did not start"
-            try:
-                yield found[0]
-            finally:
-                process.terminate()
 
 
 def first_paint(browser: Browser, url: str) -> tuple[float, int]:

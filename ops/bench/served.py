@@ -1,9 +1,13 @@
-"""A ``plimsoll serve`` process on a free port, for benchmarks that treat it roughly."""
+"""A ``plimsoll serve`` process on a free port, for benchmarks that treat it roughly.
+
+A benchmark that is told to end (SIGTERM, SIGHUP) ends as if Ctrl-C were pressed: what it started ends with it.
+"""
 
 import contextlib
 import http.client
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +16,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
+
+for _number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(_number, lambda number, _frame: sys.exit(128 + number))
 
 
 class Served:
@@ -30,9 +37,13 @@ class Served:
             text=True,
         )
         assert self.process.stdout
-        found = re.search(r"http://([\d.]+):(\d+)", self.process.stdout.readline())
-        assert found, "the server did not start"
-        self.host, self.port = found[1], int(found[2])
+        try:
+            found = re.search(r"http://([\d.]+):(\d+)", self.process.stdout.readline())
+            assert found, "the server did not start"
+        except BaseException:
+            self.process.kill()
+            raise
+        self.url, self.host, self.port = found[0], found[1], int(found[2])
         self.front = psutil.Process(self.process.pid)
 
     def __enter__(self) -> Self:

@@ -6,6 +6,7 @@ run, if that is shorter). Exits with 1 when it grows by 1 MB or more in 10 minut
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import random
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,21 @@ class Load:
         self.stop = threading.Event()
         self._served, self._builtin, self._chance = served, builtin, random.Random(seed)
 
-    def run(self, streams: int) -> list[threading.Thread]:
-        threads = [threading.Thread(target=self._ask_for_ever, args=(number,)) for number in range(streams)]
+    @contextlib.contextmanager
+    def run(self, streams: int) -> Iterator[None]:
+        """Clients ask meanwhile. The last answers are waited for, unless the run was cut short."""
+        # As daemons: no client that waits for an answer holds up the end.
+        threads = [
+            threading.Thread(target=self._ask_for_ever, args=(number,), daemon=True) for number in range(streams)
+        ]
         for thread in threads:
             thread.start()
-        return threads
+        try:
+            yield
+        finally:
+            self.stop.set()
+        for thread in threads:
+            thread.join(120.0)
 
     def _ask_for_ever(self, number: int) -> None:
         chance = random.Random(self._chance.random() + number)
@@ -92,11 +104,8 @@ def main() -> int:
     settings = {"models": {"builtin": options.builtin, "entries": FAKE}}
     with tempfile.TemporaryDirectory() as folder, Served(Path(folder), settings) as served:
         load = Load(served, options.seed, builtin=options.builtin)
-        threads = load.run(options.streams)
-        points = watch(served, load, options.minutes * 60)
-        load.stop.set()
-        for thread in threads:
-            thread.join(120.0)
+        with load.run(options.streams):
+            points = watch(served, load, options.minutes * 60)
         code = served.stop()
     warm_s = min(WARM_UP_S, options.minutes * 10)
     grown = slope([point for point in points if point[0] >= warm_s]) * PER_S
