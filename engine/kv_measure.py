@@ -13,14 +13,16 @@ _TOKENS = 2
 
 
 def measure(model: nn.Module, chunk: int) -> KvCost:
-    """Read a few tokens twice and look at what the caches hold; ``chunk`` is how many tokens are read at once later.
+    """Read a few tokens and look at what the caches hold; ``chunk`` is how many tokens are read at once later.
 
-    Two tiny forward passes: 0.12 s for 135M parameters in float32 on two cores.
+    A tiny forward pass, 0.06 s for 135M parameters in float32 on two cores, and a second one where a cache keeps no
+    keys, to see whether it grows.
     """
     layers = make_prompt_cache(model)
     _read(model, layers)
     before = [cache.nbytes for cache in leaves(layers)]
-    _read(model, layers)
+    if any(getattr(cache, "keys", None) is None for cache in leaves(layers)):
+        _read(model, layers)
     rates: dict[int | None, int] = {}
     fixed = 0
     for cache, held in zip(leaves(layers), before, strict=True):

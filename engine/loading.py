@@ -1,6 +1,7 @@
 """Loads a model that mlx-lm knows, with its tokenizer and its adapter."""
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,15 @@ _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_l
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
+    """A model whose weights are read; ``tokenizer`` waits for its own, and raises what was wrong with it."""
+
     model: nn.Module
-    tokenizer: TokenizerWrapper
     info: ModelInfo
+    reading: Future[TokenizerWrapper]
+
+    @property
+    def tokenizer(self) -> TokenizerWrapper:
+        return self.reading.result()
 
 
 def load(path: Path, options: EngineOptions, progress: Progress) -> Loaded:
@@ -46,16 +53,19 @@ def load(path: Path, options: EngineOptions, progress: Progress) -> Loaded:
         mx.disable_compile()
     model, config = load_model(path, lazy=True, trust_remote_code=False)
     _check_batching(model, config)
-    tokenizer = _load_tokenizer(path, config)
+    # Half of a small model's load, most of it without the interpreter: beside the weights and the first pass.
+    beside = ThreadPoolExecutor(1, "tokenizer")
+    tokenizer = beside.submit(_load_tokenizer, path, config)
+    beside.shutdown(wait=False)
     if options.adapter:
         adapters.attach(model, Path(options.adapter))
     read_weights(model, path, progress, dequantize=options.dequantize)
     if options.adapter:
         adapters.merge(model)
-    vocab_size = int(_setting(config, ("vocab_size",)) or len(tokenizer))
+    vocab_size = int(_setting(config, ("vocab_size",)) or len(tokenizer.result()))
     context = _context(config, options.context)
     info = describe_model(model, context=context, vocab_size=vocab_size, load_s=time.monotonic() - start)
-    return Loaded(model, tokenizer, info)
+    return Loaded(model, info, tokenizer)
 
 
 def _check_files(path: Path) -> None:

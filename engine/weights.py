@@ -11,20 +11,25 @@ from plimsoll.engine.blas import blas_in_use
 from plimsoll.engine.engine import Progress
 from plimsoll.engine.protocol import ModelInfo
 
+# Read at once: little beside a large model, and few enough pieces that other threads seldom have to be waited for.
+_PIECE_BYTES = 64 * 1024**2
+_LEAST_PIECES = 8
+
 
 def on_the_cpu() -> bool:
     return bool(mx.default_device().type == mx.DeviceType.cpu)
 
 
 def read_weights(model: nn.Module, path: Path, progress: Progress, *, dequantize: bool) -> None:
-    """Evaluate what was loaded lazily, module by module, so that the peak stays near the final size.
+    """Evaluate what was loaded lazily, piece by piece, so that the peak stays near the final size.
 
     On a CPU floats become float32, and packed weights dense where ``dequantize`` says so.
     """
     total = sum(file.stat().st_size for file in path.glob("model*.safetensors"))
     modules = dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module))
     on_cpu = on_the_cpu()
-    done = reported = 0
+    done = evaluated = 0
+    ready: list[nn.Module] = []
     progress("read", 0, total)
     for name in list(modules):
         module = modules.pop(name)
@@ -35,10 +40,12 @@ def read_weights(model: nn.Module, path: Path, progress: Progress, *, dequantize
             if dequantize and _is_quantized(module):
                 module = _dense(module)
                 model.update_modules(tree_unflatten([(name, module)]))
-        mx.eval(module.parameters())
-        if min(done, total) - reported >= total // 100:
-            reported = min(done, total)
-            progress("read", reported, total)
+        ready.append(module)
+        if done - evaluated >= min(_PIECE_BYTES, total // _LEAST_PIECES):
+            mx.eval([one.parameters() for one in ready])
+            ready.clear()
+            evaluated = done
+            progress("read", min(done, total), total)
     if on_cpu:
         model.set_dtype(mx.float32)  # arrays that belong to no leaf
     mx.eval(model.parameters())

@@ -111,6 +111,8 @@ class Worker:
             signal.signal(signal.SIGTERM, lambda *_: self._jobs.put(Shutdown()))
         if warm:
             import plimsoll.engine.mlx_engine  # noqa: F401, PLC0415 - on this thread, which will use it
+
+            gc.freeze()  # nobody waits now: the collection after the load need not look at all this
         load = self._jobs.get()
         if not isinstance(load, LoadModel | FetchModel):
             return
