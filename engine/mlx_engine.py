@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mlx.core as mx
-from mlx_lm.generate import GenerationBatch
+from mlx_lm.generate import GenerationBatch, generation_stream
 
 from plimsoll.engine import loading, prompts
 from plimsoll.engine.allocator import give_back
@@ -74,14 +74,14 @@ class MlxEngine:
         self._live: dict[int, Live] = {}
         self._ended: list[tuple[str, str, Usage]] = []
         self._refused: list[RequestError] = []
+        self._untidy = False
 
     def load(self, path: Path, progress: Progress) -> ModelInfo:
         loaded = loading.load(path, self._options, progress)
         pace = open_pace(loaded.info.device, self._options.prefill_chunk)
-        generator = open_generator(loaded, self._options.max_batch)
-        with mx.stream(generator.stream):
+        with mx.stream(generation_stream):
             cost = measure(loaded.model, pace.most)
-        mx.clear_cache()
+        generator = open_generator(loaded, self._options.max_batch)
         budget = KvBudget(self._options.kv_bytes, cost, context=loaded.info.context, chunk=pace.most_padding)
         maker = prompts.PromptMaker(loaded.tokenizer, loaded.info.context, loaded.info.vocab_size)
         self._model = _Model(loaded, generator, pace, budget, maker, TokenLogprobs(loaded.tokenizer))
@@ -90,6 +90,7 @@ class MlxEngine:
             root = Path(self._options.cache_dir) / FOLDER
             disk = DiskCache(root, fingerprint(path, self._options), self._options.disk_cache_bytes)
             self._recall = Recall(self._cache, disk)
+        give_back()
         return loaded.info
 
     def prepare(self, request: Request) -> prompts.Prompt:
@@ -101,6 +102,7 @@ class MlxEngine:
         return self._need_model().prompts.prepare(request)
 
     def submit(self, request_id: str, prepared: prompts.Prompt) -> None:
+        self._untidy = True
         if prepared.count_only:
             self._ended.append((request_id, "stop", Usage(len(prepared.tokens))))
             return
@@ -167,6 +169,11 @@ class MlxEngine:
         return any(read.end_of_prompt for read in progress)
 
     def idle(self) -> bool:
+        if self._untidy:
+            # What the allocators keep for the next step may be gigabytes after a long prompt, and others may want it.
+            self._untidy = False
+            give_back()
+            return True
         return self._recall.put_away()
 
     def trim(self) -> tuple[int, int]:

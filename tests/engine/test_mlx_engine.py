@@ -367,6 +367,15 @@ def test_trim_gives_the_prompt_cache_back(engine):
     assert active < idle + 4 * 1024
 
 
+def test_an_idle_engine_keeps_conversations_and_gives_back_what_the_allocator_holds(engine):
+    answer(engine, request("dog " * 50, max_tokens=20))
+    assert mx.get_cache_memory() > 0
+    while engine.idle():
+        pass
+    assert mx.get_cache_memory() == 0
+    assert len(engine._cache) > 0
+
+
 def test_close_drops_the_model(folder):
     gc.collect()
     before = mx.get_active_memory()
