@@ -84,9 +84,11 @@ class Watchdog(pykka.ThreadingActor):
                 else:
                     self._on_sample(message.sample, message.lag_s)
             case m.Track():
-                self._tracked = message.workers
-                if message.hurry != self._hurry:
-                    self._hurry = message.hurry
+                # Who has just ended is what somebody may wait for: look at once.
+                fewer = {one.pid for one in self._tracked} - {one.pid for one in message.workers}
+                wake = fewer or message.hurry != self._hurry
+                self._tracked, self._hurry = message.workers, message.hurry
+                if wake:
                     self._wake.set()
             case m.Marks():
                 self._set_limit(message.limit_bytes)
