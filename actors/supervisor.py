@@ -16,7 +16,7 @@ from plimsoll.actors.admission import Admission
 from plimsoll.actors.dead_letters import answer_dead_letters
 from plimsoll.actors.keeper import Keeper, LookAfterWatchdog
 from plimsoll.actors.measuring import Measuring, OnSettled
-from plimsoll.actors.messages import SERVING, State
+from plimsoll.actors.messages import State
 from plimsoll.actors.outlook import Outlook
 from plimsoll.actors.pins import known
 from plimsoll.actors.reception import Reception
@@ -36,6 +36,8 @@ log = logging.getLogger("plimsoll.memory")
 
 # Room for a pinned model whose load was refused may come without any event that would say so.
 _PIN_AGAIN_S = 30.0
+
+_AT_WORK = frozenset({State.LOADING, State.BUSY})
 
 
 class Supervisor(pykka.ThreadingActor):
@@ -148,8 +150,7 @@ class Supervisor(pykka.ThreadingActor):
         if slot is None:
             return
         before, slot.status = slot.status, message.status
-        if before.state == State.LOADING and slot.status.state in SERVING:
-            self._order_spare(slot)
+        self._order_spare(slot)
         if slot.status.state == State.STOPPING and before.pid is not None:
             self._admission.departures.begin(slot.seat(), "")
         if slot.status.pid is None:
@@ -260,7 +261,12 @@ class Supervisor(pykka.ThreadingActor):
     # ---- the spare worker
 
     def _order_spare(self, slot: Slot) -> None:
-        """A model has been loaded: the next one's worker is made ready, unless memory is wanted for better."""
+        """Once a model has answered, the next one's worker is made ready, unless memory is wanted for better.
+
+        Not before: its imports would take a core from the first answers.
+        """
+        if slot.status.state != State.READY or any(other.status.state in _AT_WORK for other in self._slots):
+            return
         if not self._slots.closed and self._outlook.level == Level.NORMAL and self._spare.serves(slot.model):
             self._spare.order(self.actor_ref)
 
