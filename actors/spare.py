@@ -6,6 +6,7 @@ from collections.abc import Callable
 from plimsoll.actors.messages import Ref, SpareExited, tell
 from plimsoll.catalog import CatalogModel
 from plimsoll.engine.process import SpawnWorker, Worker
+from plimsoll.engine.protocol import ReadAhead
 from plimsoll.memory.plan import Need
 
 log = logging.getLogger("plimsoll")
@@ -17,8 +18,9 @@ class Spare:
     ``footprint_bytes`` is what the process was last seen to hold.
     """
 
-    def __init__(self, spawn: SpawnWorker, serves: Callable[[CatalogModel], bool]) -> None:
+    def __init__(self, spawn: SpawnWorker, serves: Callable[[CatalogModel], bool], cache_dir: str = "") -> None:
         """``serves`` says whether a model's worker can be made of it; never, where none is wanted."""
+        self._cache_dir = cache_dir
         self._spawn = spawn
         self.serves = serves
         self._worker: Worker | None = None
@@ -49,6 +51,11 @@ class Spare:
             log.warning("no spare worker can be started: %s; loads take a little longer without one", error)
             return
         pid = self._worker.pid
+
+    def foresee(self, model: CatalogModel) -> None:
+        """``model`` will be loaded as soon as another has left: its tokenizer can be read meanwhile."""
+        if self._worker and self.serves(model):
+            self._worker.send(ReadAhead(model.source, self._cache_dir))
 
     def for_load(self, model: CatalogModel, need: Need) -> Worker | None:
         """Hand it over for this load, if it is of use to it: what fetches files needs none that is made ready."""

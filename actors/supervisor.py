@@ -81,6 +81,7 @@ class Supervisor(pykka.ThreadingActor):
             tell=self._tell_model,
             on_external=on_external,
             held_bytes=self._held_bytes,
+            foresee=self._foresee,
         )
         self._measuring = Measuring(self._slots, spare, keeper, journal, on_settled)
         self._report = StatusReport(self._outlook, self._slots, self._measuring.stuck, journal, clock)
@@ -269,6 +270,10 @@ class Supervisor(pykka.ThreadingActor):
             return
         if not self._slots.closed and self._outlook.level == Level.NORMAL and self._spare.serves(slot.model):
             self._spare.order(self.actor_ref)
+
+    def _foresee(self, model: str) -> None:
+        if slot := self._slots.get(model):
+            self._spare.foresee(slot.model)
 
     def _held_bytes(self, model: str) -> int:
         """What a load of this model holds before it has begun; asked for a plan also of one that does not live."""

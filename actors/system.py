@@ -79,7 +79,7 @@ class ActorSystem:
             start_model=self._start_model,
             on_external=lambda sample: self._background.submit(self._note_external, sample),
             on_settled=self._on_settled,
-            spare=Spare(self._spawn_spare, self._has_use_of_spare),
+            spare=Spare(self._spawn_spare, self._has_use_of_spare, str(default_cache_dir(self._config))),
             clock=self._timers.now,
             queue=self._config.models.queue,
             critical_grace_s=memory.critical_grace,

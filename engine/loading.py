@@ -1,7 +1,7 @@
 """Loads a model that mlx-lm knows, with its tokenizer and its adapter."""
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import load_model, load_tokenizer
+from mlx_lm.utils import load_model
 
 from plimsoll.engine import adapters
 from plimsoll.engine.engine import Progress
 from plimsoll.engine.own_code import refuse_code
 from plimsoll.engine.protocol import EngineOptions, ModelInfo
+from plimsoll.engine.tokenizers import TokenizerReader
 from plimsoll.engine.weights import describe_model, on_the_cpu, read_weights
 from plimsoll.errors import LoadFailed
 
@@ -36,8 +37,10 @@ class Loaded:
         return self.reading.result()
 
 
-def load(path: Path, options: EngineOptions, progress: Progress) -> Loaded:
+def load(path: Path, options: EngineOptions, progress: Progress, tokenizers: TokenizerReader | None = None) -> Loaded:
     """Read the folder ``path`` on the calling thread, which owns every array from then on.
+
+    ``tokenizers`` may have read its tokenizer before.
 
     On a CPU packed weights become dense float32 where ``options.dequantize`` says so, or get float32 scales; a GPU
     takes them as they are.
@@ -51,12 +54,9 @@ def load(path: Path, options: EngineOptions, progress: Progress) -> Loaded:
     if on_the_cpu():
         # There mx.compile runs a C++ compiler per kernel; measured as fast without, and many machines have none.
         mx.disable_compile()
+    tokenizer = (tokenizers or TokenizerReader()).read(path)
     model, config = load_model(path, lazy=True, trust_remote_code=False)
     _check_batching(model, config)
-    # Half of a small model's load, most of it without the interpreter: beside the weights and the first pass.
-    beside = ThreadPoolExecutor(1, "tokenizer")
-    tokenizer = beside.submit(_load_tokenizer, path, config)
-    beside.shutdown(wait=False)
     if options.adapter:
         adapters.attach(model, Path(options.adapter))
     read_weights(model, path, progress, dequantize=options.dequantize)
@@ -84,25 +84,6 @@ def _check_batching(model: nn.Module, config: dict[str, Any]) -> None:
             f"A model of type {config.get('model_type')} keeps a {', '.join(sorted(kinds))}, which mlx-lm can't batch "
             "yet. Use another model."
         )
-
-
-def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
-    # Said outright: where it is left open, transformers asks on the terminal.
-    try:
-        tokenizer = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise LoadFailed(
-            f"The tokenizer in {path} wants code of its own to be run, which is never done here: use a model whose "
-            "tokenizer_config.json names a class of transformers."
-        ) from None
-    # Were one set, every encode would change the shared Rust object for a moment, and a decode on the step thread in
-    # that moment raises "Already borrowed".
-    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-        backend.no_truncation()
-        backend.no_padding()
-    return tokenizer
 
 
 def _context(config: dict[str, Any], wanted: int | None) -> int:

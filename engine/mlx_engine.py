@@ -34,6 +34,7 @@ from plimsoll.engine.recall import Recall
 from plimsoll.engine.sampling import Samplers
 from plimsoll.engine.step_draft import StepDraft
 from plimsoll.engine.token_logprobs import TokenLogprobs
+from plimsoll.engine.tokenizers import TokenizerReader
 from plimsoll.engine.waiting_line import WaitingLine
 from plimsoll.errors import BadRequest, InternalError
 
@@ -61,8 +62,14 @@ class MlxEngine:
     tokens of answer and gets more while there is more; where there is not, its answer ends with ``length``.
     """
 
-    def __init__(self, options: EngineOptions, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        options: EngineOptions,
+        clock: Callable[[], float] = time.monotonic,
+        tokenizers: TokenizerReader | None = None,
+    ) -> None:
         self._options = options
+        self._tokenizers = tokenizers
         self._clock = clock
         self._model: _Model | None = None
         self._cache = PromptCache(options.prompt_cache_bytes)
@@ -77,7 +84,7 @@ class MlxEngine:
         self._untidy = False
 
     def load(self, path: Path, progress: Progress) -> ModelInfo:
-        loaded = loading.load(path, self._options, progress)
+        loaded = loading.load(path, self._options, progress, self._tokenizers)
         pace = open_pace(loaded.info.device, self._options.prefill_chunk)
         with mx.stream(generation_stream):
             cost = measure(loaded.model, pace.most)

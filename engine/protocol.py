@@ -1,9 +1,9 @@
 """The worker protocol: length-prefixed MessagePack frames over one socket.
 
 A frame is a 4-byte big-endian length and one tagged ``msgspec`` struct. The front sends ``Command``s, the worker
-sends ``Event``s. A worker serves one model: the first command is ``LoadModel`` (or ``FetchModel``), and ``Ready`` or
-``LoadError`` answers it. Every ``Generate`` is answered by any number of entries in ``Step.texts`` and by exactly one
-ending: an entry in ``Step.endings`` or a ``RequestError``.
+sends ``Event``s. A worker serves one model: after any ``ReadAhead`` the first command is ``LoadModel`` (or
+``FetchModel``), and ``Ready`` or ``LoadError`` answers it. Every ``Generate`` is answered by any number of entries in
+``Step.texts`` and by exactly one ending: an entry in ``Step.endings`` or a ``RequestError``.
 """
 
 import socket
@@ -169,6 +169,13 @@ class LoadModel(_Frame, frozen=True):
     options: EngineOptions
 
 
+class ReadAhead(_Frame, frozen=True):
+    """To a worker that waits: this model is likely to be loaded soon. Not answered."""
+
+    source: ModelSource
+    cache_dir: str
+
+
 class FetchModel(_Frame, frozen=True):
     """Bring the model's files here, answer ``Fetched`` and exit; nothing is loaded."""
 
@@ -193,7 +200,7 @@ class Shutdown(_Frame, frozen=True):
     """Drop the model and exit; open requests are not answered any more."""
 
 
-Command = LoadModel | FetchModel | Generate | CancelRequest | TrimCaches | Shutdown
+Command = LoadModel | ReadAhead | FetchModel | Generate | CancelRequest | TrimCaches | Shutdown
 
 # ---- events: worker to front
 

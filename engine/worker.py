@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from plimsoll.engine.engine import Engine, Progress
 from plimsoll.engine.protocol import (
@@ -33,6 +33,7 @@ from plimsoll.engine.protocol import (
     LoadProgress,
     ModelSource,
     ProtocolError,
+    ReadAhead,
     Ready,
     RequestError,
     Shutdown,
@@ -43,6 +44,9 @@ from plimsoll.engine.protocol import (
     read_commands,
 )
 from plimsoll.errors import BadRequest, ContextTooLong
+
+if TYPE_CHECKING:
+    from plimsoll.engine.tokenizers import TokenizerReader
 
 # The kernel's OOM killer takes the process with the highest score: a worker, never the front.
 _OOM_SCORE_ADJ = "800"
@@ -97,6 +101,7 @@ class Worker:
         self._socket = sock
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._engine: Engine | None = None
+        self._tokenizers: TokenizerReader | None = None
         self._tidying = False
         self._sent_s = time.monotonic()
 
@@ -111,9 +116,12 @@ class Worker:
             signal.signal(signal.SIGTERM, lambda *_: self._jobs.put(Shutdown()))
         if warm:
             import plimsoll.engine.mlx_engine  # noqa: F401, PLC0415 - on this thread, which will use it
+            from plimsoll.engine.tokenizers import TokenizerReader  # noqa: PLC0415 - the same
 
             gc.freeze()  # nobody waits now: the collection after the load need not look at all this
-        load = self._jobs.get()
+            self._tokenizers = TokenizerReader()
+        while isinstance(load := self._jobs.get(), ReadAhead):
+            self._read_ahead(load)
         if not isinstance(load, LoadModel | FetchModel):
             return
         try:
@@ -157,6 +165,15 @@ class Worker:
 
     # ---- step thread
 
+    def _read_ahead(self, command: ReadAhead) -> None:
+        from plimsoll.catalog.files import local_folder  # noqa: PLC0415 - a fake engine starts without it
+
+        # Whatever is wrong with the files is told when the model is loaded.
+        with contextlib.suppress(OSError):
+            folder = local_folder(command.source, Path(command.cache_dir))
+            if folder and self._tokenizers:
+                self._tokenizers.read(folder)
+
     def _fetch(self, command: FetchModel) -> None:
         _resolve(command.source, command.options, self._progress)
         self._send(Fetched())
@@ -170,7 +187,7 @@ class Worker:
             engine, path = FakeEngine(source.location), Path()
         else:
             path = _resolve(source, options, self._progress)
-            engine = choose_engine(path, options)
+            engine = choose_engine(path, options, self._tokenizers)
         info = engine.load(path, self._progress)
         # What loading left behind is garbage that lives as long as the process: collect it once, here.
         gc.collect()
@@ -239,8 +256,8 @@ class Worker:
             self._socket.sendall(encode(event))
 
 
-def choose_engine(path: Path, options: EngineOptions) -> Engine:
-    """The engine that serves the model whose files are at ``path``."""
+def choose_engine(path: Path, options: EngineOptions, tokenizers: "TokenizerReader | None" = None) -> Engine:
+    """The engine that serves the model whose files are at ``path``; ``tokenizers`` may have read its tokenizer."""
     from plimsoll.engine.sentence import makes_embeddings  # noqa: PLC0415 - a fake engine starts without MLX
 
     if options.embeddings or makes_embeddings(path):
@@ -249,7 +266,7 @@ def choose_engine(path: Path, options: EngineOptions) -> Engine:
         return EmbeddingEngine(options)
     from plimsoll.engine.mlx_engine import MlxEngine  # noqa: PLC0415 - as above
 
-    return MlxEngine(options)
+    return MlxEngine(options, tokenizers=tokenizers)
 
 
 def _resolve(source: ModelSource, options: EngineOptions, progress: Progress) -> Path:

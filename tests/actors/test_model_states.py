@@ -26,7 +26,7 @@ class Boss:
         self.host = fakes.Host(stage)
         self.models = fakes.Models(stage, self.host, {"a": (NEED,), "b": (NEED,)}, a=settings)
         self.count = 0
-        spare = Spare(self.host.spawn, lambda model: model.source.name == self.spare_serves)
+        spare = Spare(self.host.spawn, lambda model: model.source.name in self.spare_serves)
         self.ref = fakes.supervisor(stage, self.models, spare=spare)
         self.sample()
 

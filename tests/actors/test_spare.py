@@ -120,6 +120,20 @@ def test_one_that_dies_at_the_hand_over_costs_a_retry_and_no_request(boss: Boss)
     assert boss.state == State.BUSY
 
 
+def test_it_reads_ahead_while_another_model_leaves_for_the_load(boss: Boss) -> None:
+    boss.spare_serves = "ab"
+    boss.idle()
+    spare, model = boss.spare, boss.worker_of("a")
+    boss.host.others_bytes = 75 * GIB  # with the 10 GiB of "a" and 11 for "b" beyond the critical line
+    boss.sample()
+    boss.chat("b")
+    assert [(type(one), one.source.name) for one in spare.commands] == [(p.ReadAhead, "b")]
+    model.die(0)
+    boss.stage.drain()
+    boss.sample()
+    assert [type(one) for one in spare.commands] == [p.ReadAhead, p.LoadModel]
+
+
 def test_its_memory_is_watched_and_counts_for_the_load_that_uses_it(boss: Boss) -> None:
     boss.idle()
     watchdog = [actor for actor in boss.stage.actors if isinstance(actor, boss.fakes.Mailbox)]

@@ -169,6 +169,19 @@ def test_a_warm_worker_tells_whom_it_was_handed_to() -> None:
     assert first.empty()
 
 
+def test_a_worker_that_read_ahead_in_vain_loads_another_model(tmp_path: Path) -> None:
+    heard: queue.Queue[Any] = queue.Queue()
+    worker = WorkerProcess(heard.put, lambda *exit_: heard.put(exit_), warm=True)
+    try:
+        for folder in (tmp_path, tmp_path / "missing"):
+            worker.send(p.ReadAhead(p.ModelSource("b", "folder", str(folder)), ""))
+        worker.send(p.LoadModel(p.ModelSource("a", "fake", "answer=hi"), OPTIONS))
+        while not isinstance(heard.get(timeout=60), p.Ready):
+            pass
+    finally:
+        worker.kill()
+
+
 def test_an_exit_before_the_hand_over_is_told_to_both() -> None:
     first: queue.Queue[Any] = queue.Queue()
     second: queue.Queue[Any] = queue.Queue()
