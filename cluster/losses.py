@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from plimsoll.cluster.node import NodeView, Standing
-from plimsoll.cluster.placement import Placement, place
+from plimsoll.cluster.placement import Placement, after, place
 from plimsoll.memory.plan import Need, Seat
 
 # What nobody used for this long comes back with its next request.
@@ -34,7 +34,7 @@ def after_loss(
     replica and stay away. For a pinned model idle ones are evicted, for others only those not used for five minutes.
     """
     ages = {seat.name: lost.sent_s - seat.last_used for seat in lost.seats}
-    standing = {one.id: one for one in nodes if one.id != lost.id}
+    standing = [one for one in nodes if one.id != lost.id]
     returns = []
     for seat in sorted(lost.seats, key=lambda seat: (not seat.pinned, -seat.last_used, seat.name)):
         name = seat.name
@@ -42,11 +42,8 @@ def after_loss(
             returns.append(Return(name, reason))
             continue
         spared = 0.0 if seat.pinned else RECENT_S
-        answer = place(name, needs[name], standing.values(), now, spare_recent_s=spared)
-        if answer.placed and answer.need is not None:
-            node = standing[answer.node]
-            booked = Seat(name, answer.need.total_bytes, loaded=False, pinned=seat.pinned, running=False)
-            standing[node.id] = node.booking(booked)
+        answer = place(name, needs[name], standing, now, spare_recent_s=spared)
+        standing = after(answer, standing)
         returns.append(Return(name, answer.reason, answer))
     return returns
 

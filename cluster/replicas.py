@@ -1,25 +1,26 @@
-"""When a model gets another replica and when it loses one: pure, with hysteresis in level and in time."""
+"""When a model gets more replicas and when it loses one: pure, with hysteresis in level and in time."""
 
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from plimsoll.cluster.node import Standing
-from plimsoll.cluster.placement import Placement, place
+from plimsoll.cluster.placement import Placement, after, place
 from plimsoll.cluster.routing import Replica
 from plimsoll.memory.plan import Need
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """A queue on all replicas for ``grow_after_s`` earns another; where the others would have half of their slots free
-    for ``shrink_after_s``, one goes. Nobody who served in the last ``spare_recent_s`` is evicted for a replica.
+    """A queue on all replicas for ``grow_after_s`` earns as many more as it would fill, at most as many as there are.
+
+    Where the others would have half of their slots free for ``shrink_after_s``, one goes. Nobody who served in the last
+    ``spare_recent_s`` is evicted for a replica.
     """
 
     grow_after_s: float = 15.0
     shrink_after_s: float = 300.0
     shrink_below: float = 0.5
     spare_recent_s: float = 300.0
-    most: int = 64
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -47,11 +48,20 @@ def replicate(
     nodes: Iterable[Standing],
     now: float,
     rules: Rules,
-) -> Placement | None:
-    """Where another replica goes, or why it can't; None while the model deserves none."""
-    if demand.queued_since is None or now - demand.queued_since < rules.grow_after_s or len(replicas) >= rules.most:
-        return None
-    return place(model, needs, nodes, now, spare_recent_s=rules.spare_recent_s)
+) -> list[Placement]:
+    """Where more replicas go; the last one may say why it can't. Empty while the model deserves none."""
+    if demand.queued_since is None or now - demand.queued_since < rules.grow_after_s:
+        return []
+    queued, slots = sum(one.queued for one in replicas), max(one.slots for one in replicas)
+    answers: list[Placement] = []
+    standing = list(nodes)
+    for _ in range(min(len(replicas), -(-queued // max(1, slots)))):
+        answer = place(model, needs, standing, now, spare_recent_s=rules.spare_recent_s)
+        answers.append(answer)
+        if not answer.placed:
+            break
+        standing = after(answer, standing)
+    return answers
 
 
 def retire(

@@ -13,18 +13,15 @@ RULES = Rules(grow_after_s=15, shrink_after_s=300, spare_recent_s=300)
 BUSY = Replica("a", running=4, queued=2, slots=4)
 
 
-def asked(
-    figures: Any, replicas: list[Replica], queued_for_s: float, *nodes: Any, rules: Rules = RULES
-) -> Placement | None:
+def asked(figures: Any, replicas: list[Replica], queued_for_s: float, *nodes: Any) -> list[Placement]:
     demand = Demand(queued_since=figures.NOW - queued_for_s)
     needs = [figures.need(20)]
-    return replicate("m", demand=demand, replicas=replicas, needs=needs, nodes=nodes, now=figures.NOW, rules=rules)
+    return replicate("m", demand=demand, replicas=replicas, needs=needs, nodes=nodes, now=figures.NOW, rules=RULES)
 
 
 def test_a_queue_that_lasts_on_all_replicas_earns_another_one(figures: Any) -> None:
-    assert asked(figures, [BUSY], 14, figures.node("b", 10)) is None
-    answer = asked(figures, [BUSY], 15, figures.node("b", 10))
-    assert answer is not None
+    assert asked(figures, [BUSY], 14, figures.node("b", 10)) == []
+    (answer,) = asked(figures, [BUSY], 15, figures.node("b", 10))
     assert (answer.verdict, answer.node) == ("load", "b")
 
 
@@ -41,18 +38,27 @@ def test_while_a_replica_loads_no_other_is_wanted() -> None:
 
 def test_a_replica_never_costs_a_model_that_served_recently(figures: Any) -> None:
     full = figures.node("b", 90, figures.seat("other", 60, unused_s=200))
-    answer = asked(figures, [BUSY], 20, full)
-    assert answer is not None
+    (answer,) = asked(figures, [BUSY], 20, full)
     assert answer.verdict == "refuse"
     assert "other served 200 s ago" in answer.reasons["b"]
     stale = figures.node("b", 90, figures.seat("other", 60, unused_s=301))
-    evicting = asked(figures, [BUSY], 20, stale)
-    assert evicting is not None
+    (evicting,) = asked(figures, [BUSY], 20, stale)
     assert evicting.verdict == "evict"
 
 
-def test_there_is_a_most(figures: Any) -> None:
-    assert asked(figures, [BUSY, BUSY], 20, figures.node("b", 10), rules=Rules(most=2)) is None
+def test_a_long_queue_earns_as_many_as_it_would_fill_but_no_more_than_double(figures: Any) -> None:
+    nodes = [figures.node(name, 10) for name in "cdef"]
+    two = [Replica("a", 4, 20, slots=4), Replica("b", 4, 1, slots=4)]
+    assert sorted(one.node for one in asked(figures, two, 20, *nodes)) == ["c", "d"]
+    three = [Replica(name, 4, 1, slots=4) for name in "abg"]
+    assert len(asked(figures, three, 20, *nodes)) == 1
+
+
+def test_more_replicas_than_there_is_room_for_end_with_the_reason(figures: Any) -> None:
+    two = [Replica("a", 4, 20, slots=4), Replica("b", 4, 20, slots=4)]
+    answers = asked(figures, two, 20, figures.node("c", 10))
+    assert [one.verdict for one in answers] == ["load", "refuse"]
+    assert answers[1].reasons == {"c": "c has it already, or is about to"}
 
 
 def test_a_surplus_replica_goes_after_a_quiet_time_that_lasts() -> None:
