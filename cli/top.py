@@ -1,6 +1,7 @@
 """``plimsoll top``: the server live in the terminal, or one look at it."""
 
 import contextlib
+import errno
 import os
 import queue
 import select
@@ -43,18 +44,22 @@ def print_once(view: View) -> None:
 
 
 def watch(client: Client) -> None:
-    """Draw the server until q or Ctrl-C, over its restarts. Raises as ``Client`` does when it can't be reached."""
+    """Draw the server until q or Ctrl-C, over its restarts.
+
+    Raises as ``Client`` does when it can't be reached, ``OSError`` when the terminal is gone.
+    """
     view = _with_history(client)
     heard: queue.Queue[Heard | Lost | PlimsollError] = queue.Queue()
     after = view.events[-1]["id"] if view.events else None
     threading.Thread(target=_listen, args=(client, after, heard), daemon=True).start()
-    console = Console()
+    console, shown_on = Console(), sys.stdout.fileno()
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             for item in _drain(heard):
                 if isinstance(item, PlimsollError):
                     raise item
                 view.hear(item)
+            _check_terminal(shown_on)
             frame = render(view, console.width, time.time())
             live.update(Group(frame, Text("\nq leaves", "dim")), refresh=True)
             if pressed(_FRAME_S) in ("q", "Q"):
@@ -82,6 +87,14 @@ def _drain(heard: "queue.Queue[Heard | Lost | PlimsollError]") -> Iterator[Heard
             yield heard.get_nowait()
 
 
+def _check_terminal(terminal: int) -> None:
+    """Raises ``OSError`` once it has hung up: what is drawn then is lost without a word, and no key ever comes."""
+    try:
+        termios.tcgetattr(terminal)
+    except termios.error as error:
+        raise OSError(errno.EIO, "the terminal is gone") from error
+
+
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
     """What waits for a key up to some seconds; keys come at once and are not shown."""
@@ -100,4 +113,5 @@ def _keys() -> Iterator[Callable[[float], str]]:
     try:
         yield pressed
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # it may be gone
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)

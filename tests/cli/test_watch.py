@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import pty
 import signal
 import subprocess
 
@@ -106,3 +108,28 @@ def test_top_at_a_terminal_outlives_the_server(shell, tmp_path):
         terminal.shows("healthy")
         terminal.types("q")
         assert terminal.ends() == 0
+
+
+@pytest.mark.parametrize("given", ["its keys", "no keys"])
+def test_top_ends_with_its_terminal_though_nobody_tells_it(shell, url, given):
+    ours, theirs = pty.openpty()
+    # A session without a controlling terminal: no SIGHUP comes.
+    with subprocess.Popen(
+        [*shell.PLIMSOLL, "top", "--url", url],
+        stdin=theirs if given == "its keys" else subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"},
+    ) as child:
+        os.close(theirs)
+        seen = b""
+        while b"q leaves" not in seen:
+            seen += os.read(ours, 65536)
+        os.close(ours)
+        try:
+            assert child.wait(shell.DEADLINE_S) == 1
+        finally:
+            child.kill()
+        assert len(child.stderr.read().splitlines()) == 1
