@@ -30,6 +30,8 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 EVERYBODY = Caller("", Role.ADMIN)
+# What stood in variables, for the next reading.
+_taken: dict[str, str] = {}
 
 
 class Keys:
@@ -77,7 +79,7 @@ def _read(entry: ApiKey, where: str) -> tuple[str, str]:
         return f"{where}.key", entry.key.reveal()
     if entry.env is not None:
         where = f"{where}.env"
-        if not (text := os.environ.get(entry.env, "").strip()):
+        if not (text := _out_of_environment(entry.env)):
             raise ConfigError(f"{where}: the environment variable {entry.env} is not set", param=where)
         return where, text
     where, path = f"{where}.file", Path(str(entry.file)).expanduser()
@@ -87,6 +89,13 @@ def _read(entry: ApiKey, where: str) -> tuple[str, str]:
         raise ConfigError(f"{where}: {path} can't be read: {error.strerror}", param=where) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{where}: {path} is not text", param=where) from None
+
+
+def _out_of_environment(name: str) -> str:
+    """Kept here from then on: processes that start later, workers and downloads, do not inherit the key."""
+    if name in os.environ:
+        _taken[name] = os.environ.pop(name)
+    return _taken.get(name, "").strip()
 
 
 def _digest(key: str) -> bytes:

@@ -7,6 +7,7 @@ import sys
 
 import httpx
 import ollama
+import psutil
 import pytest
 import yaml
 
@@ -46,6 +47,22 @@ def test_ollamas_client_works_with_a_key_and_tells_a_wrong_one(process, monkeypa
     assert caught.value.status_code == 401
     assert httpx.get(f"{server.url}/health", headers={"Host": "10.1.2.3"}).status_code == 200
     assert httpx.get(f"{server.url}/health", headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_a_worker_does_not_inherit_the_variables_that_hold_keys(process, monkeypatch):
+    monkeypatch.setenv("KEY_OF_ADA", USER)
+    monkeypatch.setenv("ANOTHER", "is inherited")
+    server = process(access={"keys": KEYS})
+    with httpx.Client(base_url=server.url, headers={"x-api-key": ADMIN}, timeout=DEADLINE_S) as client:
+        client.post("/admin/models/tiny/load")
+        (model,) = client.get("/admin/models").json()["models"]
+        inherited = psutil.Process(model["pid"]).environ()
+        assert inherited["ANOTHER"] == "is inherited"
+        assert "KEY_OF_ADA" not in inherited
+        assert USER not in inherited.values()
+        # A reload finds the key again.
+        assert client.post("/admin/reload").status_code == 200
+        assert client.get("/admin/models", headers={"x-api-key": USER}).status_code == 200
 
 
 @pytest.fixture
