@@ -10,8 +10,26 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from report import Report
 
 _INK = "#1d2b36"
-_COLOURS = {"Plimsoll": "#0b7285", "mlx_lm.server": "#c05621", "raw BatchGenerator": "#868e96"}
-_ABSCISSA = {"tokens/s": "streams", "MB after swaps": "swaps", "front: us of CPU per token": "streams"}
+_COLOURS = {
+    "Plimsoll": "#0b7285",
+    "mlx_lm.server": "#c05621",
+    "raw BatchGenerator": "#868e96",
+    "refused": "#c05621",
+    "lost": "#862e9c",
+    "place, evicting": "#862e9c",
+    "refuse": "#c05621",
+    "route": "#868e96",
+    "report": "#2b8a3e",
+}
+_ABSCISSA = {
+    "tokens/s": "streams",
+    "MB after swaps": "swaps",
+    "front: us of CPU per token": "streams",
+    "us for a decision": "nodes",
+    "% of requests, cold start": "minute",
+    "% of requests, a tenth of all nodes lost": "minute",
+}
+_LOG_BASE = {"streams": 2, "nodes": 10}
 _BEGIN, _END = "<!-- measured -->", "<!-- /measured -->"
 
 
@@ -25,8 +43,8 @@ def write(path: Path, report: Report) -> None:
             axis.plot(xs, ys, marker="o", markersize=3, label=name, color=_COLOURS.get(name, "#0b7285"))
         axis.set_title(chart, fontsize=10)
         axis.set_xlabel(_ABSCISSA.get(chart, ""))
-        if _ABSCISSA.get(chart) == "streams":
-            axis.set_xscale("log", base=2)
+        if base := _LOG_BASE.get(_ABSCISSA.get(chart, "")):
+            axis.set_xscale("log", base=base)
             axis.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
             axis.xaxis.set_major_formatter(ScalarFormatter())
             axis.xaxis.set_minor_locator(NullLocator())
