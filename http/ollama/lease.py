@@ -7,7 +7,8 @@ from typing import Any
 from plimsoll.actors.messages import KeepAlive, LoadModel, ModelStatus, State, UnloadModel, Waiting
 from plimsoll.catalog import CatalogModel
 from plimsoll.engine.protocol import Request
-from plimsoll.errors import BadRequest, UnknownModel
+from plimsoll.errors import BadRequest, Forbidden, UnknownModel
+from plimsoll.http.access.keys import Caller, Role
 from plimsoll.http.front import Front
 from plimsoll.http.ollama.frames import Timing
 from plimsoll.http.operations.health import need_status
@@ -25,6 +26,19 @@ def find(front: Front, name: str) -> CatalogModel:
         else:
             return model
     raise UnknownModel(f"model '{name[:200]}' not found. {why}", param="model")
+
+
+def heeded(caller: Caller, asked_s: float | None) -> float | None:
+    """The ``keep_alive`` that counts: it holds for all who use the model, so only an administrator's does."""
+    return asked_s if caller.role is Role.ADMIN else None
+
+
+def refuse_unload(caller: Caller, model: CatalogModel) -> None:
+    """Raises ``Forbidden`` unless an administrator asks."""
+    if caller.role is not Role.ADMIN:
+        role = caller.role.name.lower()
+        text = f"the key {caller.name!r} has the role {role}; unloading {model.source.name} (keep_alive 0) needs admin"
+        raise Forbidden(text, param="keep_alive")
 
 
 def lease(model: CatalogModel, asked_s: float | None) -> KeepAlive | None:

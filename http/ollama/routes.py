@@ -5,13 +5,14 @@ import struct
 from sanic import HTTPResponse
 
 from plimsoll.engine.protocol import Request
+from plimsoll.http.access.keys import Caller
 from plimsoll.http.errors import respond
 from plimsoll.http.front import AnyRequest, App, Front
 from plimsoll.http.limits.request import check_chat, check_embed
 from plimsoll.http.ollama import models, pull
 from plimsoll.http.ollama.errors import reshape_errors
 from plimsoll.http.ollama.frames import NDJSON, Lines, Shape, done_reason
-from plimsoll.http.ollama.lease import LeasedAnswer, find, load, unload
+from plimsoll.http.ollama.lease import LeasedAnswer, find, heeded, load, refuse_unload, unload
 from plimsoll.http.ollama.request import (
     AnswerBody,
     EmbedBody,
@@ -53,7 +54,7 @@ class _Ollama:
         body = parse_chat(request)
         shape = Shape(body.model, chat=True)
         if not body.messages:
-            return await self._load_or_unload(body, shape)
+            return await self._load_or_unload(request, body, shape)
         return await self._answer(request, body, shape, check_chat(chat_request(body), self._front.config.limits))
 
     async def generate(self, request: AnyRequest) -> HTTPResponse | None:
@@ -61,12 +62,12 @@ class _Ollama:
         asked = check_chat(generate_request(body), self._front.config.limits, "prompt")
         shape = Shape(body.model, chat=False)
         if not body.prompt:
-            return await self._load_or_unload(body, shape)
+            return await self._load_or_unload(request, body, shape)
         return await self._answer(request, body, shape, asked)
 
     async def embed(self, request: AnyRequest) -> HTTPResponse:
         body = parse_embed(request)
-        answer = self._leased(body, check_embed(embed_request(body), self._front.config.limits))
+        answer = self._leased(request, body, check_embed(embed_request(body), self._front.config.limits))
         whole = Whole()
         if body.input:
             whole = await self._embed(answer)
@@ -76,7 +77,7 @@ class _Ollama:
     async def embeddings(self, request: AnyRequest) -> HTTPResponse:
         body = parse_embeddings(request)
         asked = EmbedBody(model=body.model, input=body.prompt or "", keep_alive=body.keep_alive)
-        answer = self._leased(asked, check_embed(embed_request(asked), self._front.config.limits, "prompt"))
+        answer = self._leased(request, asked, check_embed(embed_request(asked), self._front.config.limits, "prompt"))
         vectors = _rows(await self._embed(answer)) if body.prompt else []
         return respond(200, {"embedding": vectors[0] if vectors else []})
 
@@ -86,7 +87,7 @@ class _Ollama:
         return whole
 
     async def _answer(self, request: AnyRequest, body: AnswerBody, shape: Shape, asked: Request) -> HTTPResponse | None:
-        answer = self._leased(body, asked)
+        answer = self._leased(request, body, asked)
         with self._front.running():
             if body.stream is not False:
                 lines = Lines(shape, answer.timing)
@@ -98,16 +99,18 @@ class _Ollama:
         said = {"text": whole.text, "thinking": whole.reasoning, "calls": whole.calls, "logprobs": whole.logprobs}
         return respond(200, shape.end(done_reason(whole.reason), figures, **said))
 
-    async def _load_or_unload(self, body: AnswerBody, shape: Shape) -> HTTPResponse:
+    async def _load_or_unload(self, request: AnyRequest, body: AnswerBody, shape: Shape) -> HTTPResponse:
         model = find(self._front, body.model)
+        caller: Caller = request.ctx.caller
         if body.keep_alive_s == 0:
+            refuse_unload(caller, model)
             await unload(self._front, model)
             return respond(200, shape.end("unload"))
-        await load(self._front, model, body.keep_alive_s)
+        await load(self._front, model, heeded(caller, body.keep_alive_s))
         return respond(200, shape.end("load"))
 
-    def _leased(self, body: ModelBody, asked: Request) -> LeasedAnswer:
-        keep_alive_s = body.keep_alive_s
+    def _leased(self, request: AnyRequest, body: ModelBody, asked: Request) -> LeasedAnswer:
+        keep_alive_s = heeded(request.ctx.caller, body.keep_alive_s)
         return LeasedAnswer(self._front, find(self._front, body.model), asked, keep_alive_s)
 
 
