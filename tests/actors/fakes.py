@@ -356,7 +356,6 @@ class NoKeeper:
 def supervisor(stage: Stage, models: Models, kind: type[Supervisor] = Supervisor, **changes: Any) -> m.Ref:
     """A Supervisor of those models; ``changes`` are of its arguments."""
     plain = {
-        "keeper": NoKeeper(stage),
         "start_model": models.start,
         "on_external": lambda _sample: None,
         "on_settled": lambda _name, _dense, _held: None,
@@ -365,4 +364,6 @@ def supervisor(stage: Stage, models: Models, kind: type[Supervisor] = Supervisor
         "queue": 4,
         "critical_grace_s": 10.0,
     }
-    return stage.start(kind, models, Thresholds(), models.journal, **plain | changes)
+    # Not among the others: it starts an actor of its own.
+    keeper = changes.pop("keeper", None) or NoKeeper(stage)
+    return stage.start(kind, models, Thresholds(), models.journal, keeper=keeper, **plain | changes)
