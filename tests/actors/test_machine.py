@@ -27,6 +27,7 @@ from plimsoll.memory.sample import Level
 GIB = 1024**3
 THRESHOLDS = Thresholds()
 GRACE_S = 10.0
+EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "40"))
 NEEDS = {
     "small": (Need(weights_bytes=10 * GIB, measured_bytes=10 * GIB, kv_bytes=2 * GIB),),
     "middle": (Need(weights_bytes=30 * GIB, measured_bytes=30 * GIB, kv_bytes=5 * GIB),),
@@ -527,12 +528,14 @@ def quiet() -> Iterator[None]:
         one.propagate = propagate
 
 
+# One takes 0.1 to 0.3 s here, and may take ten times that on a crowded machine.
+@pytest.mark.timeout(max(120, 2 * EXAMPLES))
 @pytest.mark.usefixtures("quiet")
 def test_whatever_happens_memory_is_kept_and_every_request_ends(fakes: Any) -> None:
     run_state_machine_as_test(
         lambda: Machine(fakes),
         settings=settings(
-            max_examples=int(os.environ.get("MACHINE_EXAMPLES", "40")),
+            max_examples=EXAMPLES,
             stateful_step_count=40,
             deadline=None,
             print_blob=True,
