@@ -19,7 +19,7 @@ MACS = (
     ("M3 Ultra 512 GB", 512, 0.1, 819, 16),
 )
 # Billions of parameters, those a token uses, KV values per token (2 x layers x KV heads x head size; DeepSeek's
-# latent: layers x 576), from the models' config.json.
+# latent: layers x 576), as published.
 MODELS = (
     ("llama-3.2-3b", 3.2, 3.2, 57_344),
     ("phi-3.5-mini", 3.8, 3.8, 196_608),

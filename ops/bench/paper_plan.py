@@ -1,6 +1,6 @@
 """What two to four Macs would hold and at most do, on paper: ``python ops/bench/paper_plan.py``. Nothing is measured.
 
-Prints the two tables of docs/scale.md from the models' config.json, Apple's data sheets and two latencies that others
+Prints the two tables of docs/scale.md from the models' published shapes, Apple's data sheets and two latencies that others
 have measured.
 """
 
@@ -14,7 +14,7 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Model:
-    """From its ``config.json``; ``outside`` counts the two embeddings, ``pipeline`` says whether mlx-lm offers it."""
+    """Its published shape; ``outside`` counts the two embeddings, ``pipeline`` says whether mlx-lm offers it."""
 
     parameters: float
     active: float
