@@ -1,7 +1,7 @@
 """What two to four Macs would hold and at most do, on paper: ``python ops/bench/paper_plan.py``. Nothing is measured.
 
-Prints the two tables of docs/scale.md from the models' published shapes, Apple's data sheets and two latencies that others
-have measured.
+Prints the two tables of docs/scale.md from the models' published shapes, Apple's data sheets and two latencies that
+others have measured.
 """
 
 from dataclasses import dataclass

@@ -135,6 +135,13 @@ def test_every_refusal_has_a_sentence_for_each_node(figures: Any) -> None:
     }
 
 
+def test_a_footprint_that_is_larger_than_its_machine_makes_no_room_that_is_not_there(figures: Any) -> None:
+    odd = figures.node("odd", 5, figures.seat("x", 60, unused_s=900), total=20)
+    answer = place("m", [figures.need(30)], [odd, figures.node("large", 90)], NOW)
+    assert answer.verdict == "refuse"
+    assert "can never hold it" in answer.reasons["odd"]
+
+
 def test_never_is_said_only_where_no_node_could_ever_take_it(figures: Any) -> None:
     nodes = [figures.node("a", 10), figures.node("b", 10, total=200)]
     assert place("m", [figures.need(191)], nodes, NOW).verdict == "never"
