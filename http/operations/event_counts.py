@@ -21,6 +21,7 @@ _REASONS = {
     "emergency": "emergency",
     "memory emergency": "emergency",
     "MemoryError": "out_of_memory",
+    "the configuration changed": "reload",
     "the server stops": "shutdown",
 }
 _DEATHS: dict[type[e.Event], str] = {

@@ -162,6 +162,7 @@ def test_the_journals_events_are_counted(http, system):
         ("memory critical", "critical"),
         ("memory emergency", "emergency"),
         ("MemoryError of tiny", "out_of_memory"),
+        ("the configuration changed", "reload"),
         ("the server stops", "shutdown"),
         ("actor failed: KeyError(1)", "other"),
     ],
