@@ -1,5 +1,6 @@
 """Makes mlx-lm's batch generator as this server wants it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -44,11 +45,24 @@ class Generator(BatchGenerator):  # type: ignore[misc] # mlx-lm is untyped
         with mx.stream(self.stream):
             return list(self._generation_batch.next())
 
+    def settle(self) -> None:
+        """Carry out what sequences that joined or left put off; until then the old and the new batch hold memory.
 
-def open_generator(loaded: Loaded, max_batch: int) -> Generator:
+        Layer by layer: all at once, every layer's old and new arrays may be there together.
+        """
+        for batch in (self._generation_batch, self._prompt_batch):
+            for cache in leaves(batch.prompt_cache):
+                if getattr(cache, "keys", None) is not None:
+                    # Padding that is cut off stays allocated under the view that is left.
+                    cache.keys, cache.values = mx.contiguous(cache.keys), mx.contiguous(cache.values)
+                mx.eval(cache.state)
+
+
+def open_generator(loaded: Loaded, max_batch: int, kind: Callable[..., Generator] = Generator) -> Generator:
+    """Its rows end with the model's end-of-text tokens."""
     metal = mx.metal.is_available()
     wired = mx.set_wired_limit(0) if metal else 0
-    generator = Generator(
+    generator = kind(
         loaded.model,
         stop_tokens=[(token,) for token in loaded.tokenizer.eos_token_ids],
         completion_batch_size=max_batch,
@@ -58,16 +72,3 @@ def open_generator(loaded: Loaded, max_batch: int) -> Generator:
         # Its constructor wires up to 75 % of the machine's memory, per process; kernel panics have been reported.
         mx.set_wired_limit(wired)
     return generator
-
-
-def settle(generator: BatchGenerator) -> None:
-    """Carry out what sequences that joined or left put off; until then the old and the new batch hold memory.
-
-    Layer by layer: all at once, every layer's old and new arrays may be there together.
-    """
-    for batch in (generator._generation_batch, generator._prompt_batch):  # noqa: SLF001 - mlx-lm is pinned
-        for cache in leaves(batch.prompt_cache):
-            if getattr(cache, "keys", None) is not None:
-                # Padding that is cut off stays allocated under the view that is left.
-                cache.keys, cache.values = mx.contiguous(cache.keys), mx.contiguous(cache.values)
-            mx.eval(cache.state)

@@ -4,7 +4,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx import nn
@@ -19,6 +19,9 @@ from plimsoll.engine.protocol import EngineOptions, ModelInfo
 from plimsoll.engine.tokenizers import TokenizerReader
 from plimsoll.engine.weights import describe_model, on_the_cpu, read_weights
 from plimsoll.errors import LoadFailed
+
+if TYPE_CHECKING:
+    from plimsoll.engine.rank import Rank
 
 _FALLBACK_CONTEXT = 4096
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -37,13 +40,19 @@ class Loaded:
         return self.reading.result()
 
 
-def load(path: Path, options: EngineOptions, progress: Progress, tokenizers: TokenizerReader | None = None) -> Loaded:
+def load(
+    path: Path,
+    options: EngineOptions,
+    progress: Progress,
+    tokenizers: TokenizerReader | None = None,
+    rank: "Rank | None" = None,
+) -> Loaded:
     """Read the folder ``path`` on the calling thread, which owns every array from then on.
 
     ``tokenizers`` may have read its tokenizer before.
 
     On a CPU packed weights become dense float32 where ``options.dequantize`` says so, or get float32 scales; a GPU
-    takes them as they are.
+    takes them as they are. A ``rank`` of a group reads its share only, and waits for the others.
 
     Raises ``LoadFailed`` where files are missing or want code of the model's own, the adapter does not belong to the
     model or it can't be batched, and what MLX raises on bad files.
@@ -56,6 +65,7 @@ def load(path: Path, options: EngineOptions, progress: Progress, tokenizers: Tok
         mx.disable_compile()
     tokenizer = (tokenizers or TokenizerReader()).read(path)
     model, config = load_model(path, lazy=True, trust_remote_code=False)
+    together = rank.split(model, dequantize=options.dequantize) if rank else model
     _check_batching(model, config)
     if options.adapter:
         adapters.attach(model, Path(options.adapter))
@@ -65,7 +75,7 @@ def load(path: Path, options: EngineOptions, progress: Progress, tokenizers: Tok
     vocab_size = int(_setting(config, ("vocab_size",)) or len(tokenizer.result()))
     context = _context(config, options.context)
     info = describe_model(model, context=context, vocab_size=vocab_size, load_s=time.monotonic() - start)
-    return Loaded(model, info, tokenizer)
+    return Loaded(together, info, tokenizer)
 
 
 def _check_files(path: Path) -> None:

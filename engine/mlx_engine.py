@@ -1,10 +1,11 @@
 """The MLX engine: mlx-lm's BatchGenerator behind the worker's interface. Runs in a worker process only."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 from mlx_lm.generate import GenerationBatch, generation_stream
@@ -14,7 +15,7 @@ from plimsoll.engine.allocator import give_back
 from plimsoll.engine.answer_parts import AnswerParts, Parts
 from plimsoll.engine.disk_cache import FOLDER, DiskCache, fingerprint
 from plimsoll.engine.engine import Progress
-from plimsoll.engine.generator import Generator, open_generator, open_pace, settle
+from plimsoll.engine.generator import Generator, open_generator, open_pace
 from plimsoll.engine.kv_budget import KvBudget
 from plimsoll.engine.kv_measure import measure
 from plimsoll.engine.live import Live, advance, processors
@@ -31,12 +32,16 @@ from plimsoll.engine.protocol import (
     Usage,
 )
 from plimsoll.engine.recall import Recall
+from plimsoll.engine.row_ops import GiveBack
 from plimsoll.engine.sampling import Samplers
 from plimsoll.engine.step_draft import StepDraft
 from plimsoll.engine.token_logprobs import TokenLogprobs
 from plimsoll.engine.tokenizers import TokenizerReader
 from plimsoll.engine.waiting_line import WaitingLine
 from plimsoll.errors import BadRequest, InternalError
+
+if TYPE_CHECKING:
+    from plimsoll.engine.rank import Rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +72,12 @@ class MlxEngine:
         options: EngineOptions,
         clock: Callable[[], float] = time.monotonic,
         tokenizers: TokenizerReader | None = None,
+        rank: "Rank | None" = None,
     ) -> None:
+        """``rank`` is set for the first one of a group."""
         self._options = options
         self._tokenizers = tokenizers
+        self._rank = rank
         self._clock = clock
         self._model: _Model | None = None
         self._cache = PromptCache(options.prompt_cache_bytes)
@@ -84,11 +92,11 @@ class MlxEngine:
         self._untidy = False
 
     def load(self, path: Path, progress: Progress) -> ModelInfo:
-        loaded = loading.load(path, self._options, progress, self._tokenizers)
+        loaded = loading.load(path, self._options, progress, self._tokenizers, self._rank)
         pace = open_pace(loaded.info.device, self._options.prefill_chunk)
         with mx.stream(generation_stream):
             cost = measure(loaded.model, pace.most)
-        generator = open_generator(loaded, self._options.max_batch)
+        generator = self._open_generator(loaded)
         budget = KvBudget(self._options.kv_bytes, cost, context=loaded.info.context, chunk=pace.most_padding)
         maker = prompts.PromptMaker(loaded.tokenizer, loaded.info.context, loaded.info.vocab_size)
         self._model = _Model(loaded, generator, pace, budget, maker, TokenLogprobs(loaded.tokenizer))
@@ -150,7 +158,7 @@ class MlxEngine:
                 while decoded:  # taken out, for the cache of one that has finished holds the whole old batch
                     self._take(decoded.pop(0), draft)
                 if changed:
-                    settle(generator)
+                    generator.settle()
         refused, self._refused = self._refused, []
         return [*events, *refused, draft.step()]
 
@@ -179,13 +187,13 @@ class MlxEngine:
         if self._untidy:
             # What the allocators keep for the next step may be gigabytes after a long prompt, and others may want it.
             self._untidy = False
-            give_back()
+            self._give_back()
             return True
         return self._recall.put_away()
 
     def trim(self) -> tuple[int, int]:
         self._cache.clear()
-        return give_back()
+        return self._give_back()
 
     def close(self) -> None:
         if self._model is not None:
@@ -198,6 +206,20 @@ class MlxEngine:
         self._model = None
         self._recall.close()
         self.trim()
+
+    def _give_back(self) -> tuple[int, int]:
+        if self._rank:
+            self._rank.tell(GiveBack())
+        return give_back()
+
+    def _open_generator(self, loaded: loading.Loaded) -> Generator:
+        if self._rank is None:
+            return open_generator(loaded, self._options.max_batch)
+        from plimsoll.engine.leader import LeadingGenerator  # noqa: PLC0415 - most models have one worker
+
+        leader = open_generator(loaded, self._options.max_batch, functools.partial(LeadingGenerator, self._rank))
+        self._cache.on_drop = leader.on_drop
+        return leader
 
     def _admit(self, model: _Model) -> None:
         """Let those who wait join, in their order, while the batch, the memory and this step's reading have room."""
@@ -291,7 +313,7 @@ class MlxEngine:
             if uid in kept:
                 layers, tokens = kept[uid]
                 self._cache.put(tokens, layers)
-            settle(generator)
+            generator.settle()
 
     def _forget(self, uid: int) -> Live:
         """Give its claim back; stored caches may take what it took."""

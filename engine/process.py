@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from plimsoll.engine.protocol import Command, Event, ProtocolError, encode, read_events
@@ -22,9 +22,15 @@ OnExit = Callable[[int, bool], object]
 
 
 class Worker(Protocol):
-    """What a ModelActor needs of its worker process. Nothing here blocks."""
+    """What a ModelActor needs of its worker process, or of a group of them. Nothing here blocks."""
 
-    pid: int
+    @property
+    def pid(self) -> int:
+        """The process that stands for it."""
+
+    @property
+    def more_pids(self) -> tuple[int, ...]:
+        """The other processes of a group on this machine."""
 
     def send(self, command: Command) -> None:
         """Hand over a command; silently dropped when the worker is gone, for its exit is told anyway."""
@@ -42,6 +48,12 @@ class Worker(Protocol):
 SpawnWorker = Callable[[OnEvent, OnExit], Worker]
 
 
+def worker_command(python: str, link: str) -> list[str]:
+    """What starts a worker on ``link``: a descriptor, or ``stdio``."""
+    # -P: a file in the current folder must not shadow a module of the worker
+    return [python, "-P", "-m", "plimsoll.engine.worker", link]
+
+
 class WorkerProcess:
     """A child process with one socket.
 
@@ -57,8 +69,12 @@ class WorkerProcess:
         count_oom_kills: Callable[[], int] = lambda: 0,
         *,
         warm: bool = False,
+        remote: Sequence[str] | None = None,
     ) -> None:
-        """Start the worker; a ``warm`` one imports the MLX engine at once. Raises ``OSError`` where it can't start."""
+        """Start the worker; a ``warm`` one imports the MLX engine at once. Raises ``OSError`` where it can't start.
+
+        ``remote`` is a command that starts one elsewhere and is its standard input and output.
+        """
         self._on_event = on_event
         self._on_exit = on_exit
         self._exit: tuple[int, bool] | None = None
@@ -68,13 +84,10 @@ class WorkerProcess:
         with theirs:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-                    # -P: a file in the current folder must not shadow a module of the worker
-                    [
-                        *(sys.executable, "-P", "-m", "plimsoll.engine.worker", str(theirs.fileno())),
-                        *(["warm"] if warm else []),
-                    ],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
+                    remote or [*worker_command(sys.executable, str(theirs.fileno())), *(["warm"] if warm else [])],
+                    pass_fds=() if remote else (theirs.fileno(),),
+                    stdin=theirs.fileno() if remote else subprocess.DEVNULL,
+                    stdout=theirs.fileno() if remote else None,
                     env={**os.environ, **(environment or {})},
                     # A group of its own: Ctrl-C in the terminal is for the front, which then stops its workers.
                     start_new_session=True,
@@ -83,6 +96,7 @@ class WorkerProcess:
                 ours.close()
                 raise
         self.pid = self._process.pid
+        self.more_pids: tuple[int, ...] = ()
         self._socket = ours
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, name=f"read-{self.pid}", daemon=True).start()

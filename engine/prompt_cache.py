@@ -5,13 +5,14 @@ tokens (every stream of the batch waits meanwhile), and it keeps extracted cache
 holds the whole batch's buffer, whatever its own ``nbytes`` says.
 """
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import can_trim_prompt_cache
+
+from plimsoll.engine.layers import beginning_of
 
 
 @dataclass(slots=True)
@@ -22,11 +23,15 @@ class _Entry:
 
 
 class PromptCache:
-    """Least recently used entries leave first; ``nbytes`` never exceeds ``limit_bytes``."""
+    """Least recently used entries leave first; ``nbytes`` never exceeds ``limit_bytes``.
+
+    ``on_drop`` is called with the layers of what leaves or was not taken.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._entries: list[_Entry] = []  # the most recently used one is last
+        self.on_drop: Callable[[Any], object] = lambda _layers: None
 
     @property
     def nbytes(self) -> int:
@@ -57,27 +62,24 @@ class PromptCache:
         if best is None:
             return None, 0
         self._touch(best)
-        layers = copy.deepcopy(best.layers)  # arrays are shared, only the bookkeeping around them is copied
-        if (surplus := len(best.tokens) - length) > 0:
-            trim_prompt_cache(layers, surplus)
-        return layers, length
+        return beginning_of(best.layers, len(best.tokens), length), length
 
     def put(self, tokens: list[int], layers: list[Any]) -> None:
         """Keep ``layers``, which hold exactly ``tokens``, if there is room; what they make superfluous leaves."""
         size = sum(layer.nbytes for layer in layers)
         if size > self._limit or not tokens:
+            self.on_drop(layers)
             return
         for entry in self._entries:
             if entry.tokens[: len(tokens)] == tokens and can_trim_prompt_cache(entry.layers):
                 self._touch(entry)
+                self.on_drop(layers)
                 return
         mx.eval([layer.state for layer in layers])
         trimmable = can_trim_prompt_cache(layers)
-        self._entries = [
-            entry
-            for entry in self._entries
-            if entry.tokens != tokens and not (trimmable and tokens[: len(entry.tokens)] == entry.tokens)
-        ]
+        for entry in list(self._entries):
+            if entry.tokens == tokens or (trimmable and tokens[: len(entry.tokens)] == entry.tokens):
+                self._drop(entry)
         self._entries.append(_Entry(tokens, layers, size))
         self._evict()
 
@@ -87,7 +89,8 @@ class PromptCache:
         self._evict()
 
     def clear(self) -> None:
-        self._entries.clear()
+        for entry in list(self._entries):
+            self._drop(entry)
 
     def _longest(self, tokens: list[int]) -> tuple[_Entry | None, int]:
         best, length = None, 0
@@ -100,10 +103,14 @@ class PromptCache:
 
     def _evict(self) -> None:
         while self.nbytes > self._limit:
-            del self._entries[0]
+            self._drop(self._entries[0])
+
+    def _drop(self, entry: _Entry) -> None:
+        # By identity: comparing entries by value would compare MLX arrays.
+        self._entries = [other for other in self._entries if other is not entry]
+        self.on_drop(entry.layers)
 
     def _touch(self, entry: _Entry) -> None:
-        # By identity: comparing entries by value would compare MLX arrays.
         self._entries = [other for other in self._entries if other is not entry]
         self._entries.append(entry)
 

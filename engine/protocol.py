@@ -6,12 +6,14 @@ sends ``Event``s. A worker serves one model: after any ``ReadAhead`` the first c
 ``Step.texts`` and by exactly one ending: an entry in ``Step.endings`` or a ``RequestError``.
 """
 
-import socket
 import struct
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
+
+from plimsoll.engine.link import Link
+from plimsoll.engine.row_ops import Op
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 MAX_INPUTS = 2048
@@ -51,6 +53,27 @@ class EngineOptions(msgspec.Struct, frozen=True):
     adapter: str = ""
     embeddings: bool = False
     disk_cache_bytes: int = 0
+
+
+class GroupHost(msgspec.Struct, frozen=True):
+    """A host of a worker group: ``name`` for the remote shell, ``address`` for the others' traffic.
+
+    ``rdma`` names its device towards each host of the group (jaccl only), None towards itself; ``here`` is the machine
+    of the front.
+    """
+
+    name: str
+    address: str
+    rdma: tuple[str | None, ...] = ()
+    here: bool = False
+
+
+class Group(msgspec.Struct, frozen=True):
+    """A model that several processes serve together, one on each of ``hosts``; the first one is this machine."""
+
+    hosts: tuple[GroupHost, ...]
+    backend: Literal["ring", "jaccl"]
+    split: Literal["tensor", "pipeline"]
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -164,9 +187,23 @@ class ModelInfo(msgspec.Struct, frozen=True):
 # ---- commands: front to worker
 
 
+class JoinGroup(_Frame, frozen=True):
+    """Become rank ``rank`` of ``group``; said before ``LoadModel`` and answered by ``HostMemory``.
+
+    ``ports`` are the ranks' own for the ring, or the coordinator's alone.
+    """
+
+    group: Group
+    rank: int
+    ports: list[int]
+
+
 class LoadModel(_Frame, frozen=True):
+    """``share_bytes`` is what one rank takes on its host, with its KV caches, where the model is a group's."""
+
     source: ModelSource
     options: EngineOptions
+    share_bytes: int = 0
 
 
 class ReadAhead(_Frame, frozen=True):
@@ -200,7 +237,13 @@ class Shutdown(_Frame, frozen=True):
     """Drop the model and exit; open requests are not answered any more."""
 
 
-Command = LoadModel | ReadAhead | FetchModel | Generate | CancelRequest | TrimCaches | Shutdown
+class Replay(_Frame, frozen=True):
+    """The first rank of a group sends it as an event, the others get it as a command and do the same."""
+
+    op: Op
+
+
+Command = LoadModel | ReadAhead | FetchModel | Generate | CancelRequest | TrimCaches | Shutdown | JoinGroup | Replay
 
 # ---- events: worker to front
 
@@ -222,9 +265,12 @@ class Ready(_Frame, frozen=True):
 
 
 class LoadError(_Frame, frozen=True):
-    """The load failed and the worker exits. ``kind`` ``memory`` means it ran out of memory."""
+    """The load failed and the worker exits. ``kind`` ``memory`` means it ran out of memory.
 
-    kind: Literal["memory", "load"]
+    ``host_full`` and ``host_never``: a host of its group has no room for its share, now or whatever is unloaded.
+    """
+
+    kind: Literal["memory", "load", "host_full", "host_never"]
     message: str
 
 
@@ -272,10 +318,20 @@ class RequestError(_Frame, frozen=True):
 
 
 class EngineError(_Frame, frozen=True):
-    """The engine raised: every open request has failed and the worker exits, for it may be poisoned."""
+    """The engine raised: every open request has failed and the worker exits, for it may be poisoned.
 
-    kind: Literal["memory", "engine"]
+    ``host``: another host of its group is out of memory.
+    """
+
+    kind: Literal["memory", "engine", "host"]
     message: str
+
+
+class HostMemory(_Frame, frozen=True):
+    """What the host of a rank says of its memory: (source, total, used), bytes; the front knows the host's name."""
+
+    readings: list[tuple[str, int, int]]
+    host: str = ""
 
 
 class Trimmed(_Frame, frozen=True):
@@ -296,6 +352,8 @@ Event = (
     | EngineError
     | Trimmed
     | Embedded
+    | Replay
+    | HostMemory
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -313,18 +371,18 @@ def encode(frame: Command | Event) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def read_commands(sock: socket.socket) -> Iterator[Command]:
+def read_commands(link: Link) -> Iterator[Command]:
     """Commands until the peer closes. Raises ``ProtocolError`` for a malformed one."""
-    return _read(sock, _commands)
+    return _read(link, _commands)
 
 
-def read_events(sock: socket.socket) -> Iterator[Event]:
+def read_events(link: Link) -> Iterator[Event]:
     """Events until the peer closes. Raises ``ProtocolError`` for a malformed one."""
-    return _read(sock, _events)
+    return _read(link, _events)
 
 
-def _read(sock: socket.socket, decoder: "msgspec.msgpack.Decoder[Any]") -> Iterator[Any]:
-    with sock.makefile("rb", buffering=1 << 16) as stream:
+def _read(link: Link, decoder: "msgspec.msgpack.Decoder[Any]") -> Iterator[Any]:
+    with link.makefile("rb", buffering=1 << 16) as stream:
         while len(head := stream.read(_LENGTH.size)) == _LENGTH.size:
             (length,) = _LENGTH.unpack(head)
             if length > MAX_FRAME_BYTES:

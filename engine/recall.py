@@ -12,6 +12,7 @@ from mlx_lm.models.cache import BatchKVCache
 
 from plimsoll.engine.disk_cache import DiskCache, Stored, can_be_stored, layers_of
 from plimsoll.engine.kv_measure import leaves
+from plimsoll.engine.layers import Layers
 from plimsoll.engine.live import Live
 from plimsoll.engine.prompt_cache import PromptCache, common_prefix
 
@@ -91,31 +92,44 @@ class Recall:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
     """The first ``common`` tokens of one row of a running batch."""
 
     common: int
     layers: list[Any]
     index: int
+    uid: int
 
     def copy(self) -> list[Any]:
         layers = [_beginning(layer, self.index, self.common) for layer in self.layers]
         # At once: an unevaluated copy holds the whole batch it is cut from.
         mx.eval([layer.state for layer in layers])
-        return layers
+        return Layers(layers, self.uid)
 
 
-def _longest_row(tokens: list[int], generator: BatchGenerator) -> _Row | None:
+def row_of(generator: BatchGenerator, uid: int, length: int) -> Row:
+    """The first ``length`` tokens of the running row ``uid``."""
+    for batch in _batches(generator):
+        if uid in batch.uids:
+            return Row(length, batch.prompt_cache, batch.uids.index(uid), uid)
+    raise LookupError(f"no row {uid} runs")
+
+
+def _longest_row(tokens: list[int], generator: BatchGenerator) -> Row | None:
     """The running row that has most of ``tokens`` in common with it."""
     best = None
-    for batch in (generator._generation_batch, generator._prompt_batch):  # noqa: SLF001 - mlx-lm is pinned
+    for batch in _batches(generator):
         if not _are_plain(batch.prompt_cache):
             continue
         for index, known in enumerate(batch.tokens):
             common = min(common_prefix(known, tokens), len(tokens) - 1)
             if common > (best.common if best else 0):
-                best = _Row(common, batch.prompt_cache, index)
+                best = Row(common, batch.prompt_cache, index, batch.uids[index])
     return best
+
+
+def _batches(generator: BatchGenerator) -> tuple[Any, ...]:
+    return generator._generation_batch, generator._prompt_batch  # noqa: SLF001 - mlx-lm is pinned
 
 
 def _are_plain(layers: list[Any]) -> bool:

@@ -1,8 +1,9 @@
 """The child process that owns one model: ``python -m plimsoll.engine.worker FD [warm]``.
 
 Two threads. The reader parses commands and tokenises. The main thread is the step thread: it owns every MLX object,
-runs the batch and is the only one that writes to the socket. The process ends when the socket closes, so no worker
-outlives the front.
+runs the batch and is the one that writes to the socket (a rank of a group has a third, for its host's memory). The
+process ends when the socket closes, so no worker outlives the front. With ``stdio`` for FD its standard input and
+output are the link: so it runs behind a remote shell.
 """
 
 import contextlib
@@ -16,9 +17,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from plimsoll.engine.engine import Engine, Progress
+from plimsoll.engine.link import Link, Stdio
 from plimsoll.engine.protocol import (
     CancelRequest,
     Command,
@@ -28,6 +30,7 @@ from plimsoll.engine.protocol import (
     Fetched,
     FetchModel,
     Generate,
+    JoinGroup,
     LoadError,
     LoadModel,
     LoadProgress,
@@ -35,6 +38,7 @@ from plimsoll.engine.protocol import (
     ProtocolError,
     ReadAhead,
     Ready,
+    Replay,
     RequestError,
     Shutdown,
     Step,
@@ -46,6 +50,8 @@ from plimsoll.engine.protocol import (
 from plimsoll.errors import BadRequest, ContextTooLong
 
 if TYPE_CHECKING:
+    from plimsoll.engine.follower import Follower
+    from plimsoll.engine.rank import Rank
     from plimsoll.engine.tokenizers import TokenizerReader
 
 # The kernel's OOM killer takes the process with the highest score: a worker, never the front.
@@ -82,13 +88,13 @@ _Job = Command | RequestError | _Prepared
 
 
 def main() -> None:
-    """Serve one model on the socket whose descriptor is the first argument."""
-    sock = socket.socket(fileno=int(sys.argv[1]))
+    """Serve one model on the link that the first argument names."""
+    link = Stdio() if sys.argv[1] == "stdio" else socket.socket(fileno=int(sys.argv[1]))
     # A stray print of any library must not end up in the user's terminal as an answer would.
     os.dup2(2, 1)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)
-    Worker(sock).run(warm="warm" in sys.argv[2:])
+    Worker(link).run(warm="warm" in sys.argv[2:])
     # Not sys.exit: tearing down an interpreter with MLX in it takes time, and the kernel frees it all the same.
     sys.stderr.flush()
     os._exit(0)
@@ -97,11 +103,13 @@ def main() -> None:
 class Worker:
     """One connection, one engine."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
+    def __init__(self, link: Link) -> None:
+        self._link = link
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._engine: Engine | None = None
         self._tokenizers: TokenizerReader | None = None
+        self._rank: Rank | None = None
+        self._sending = threading.Lock()  # a rank tells its host's memory from a thread of its own
         self._tidying = False
         self._sent_s = time.monotonic()
 
@@ -122,6 +130,11 @@ class Worker:
             self._tokenizers = TokenizerReader()
         while isinstance(load := self._jobs.get(), ReadAhead):
             self._read_ahead(load)
+        if isinstance(load, JoinGroup):
+            from plimsoll.engine.rank import Rank  # noqa: PLC0415 - most workers are in no group
+
+            self._rank = Rank(load, self._write)
+            load = self._jobs.get()
         if not isinstance(load, LoadModel | FetchModel):
             return
         try:
@@ -142,7 +155,7 @@ class Worker:
 
     def _read(self) -> None:
         try:
-            for command in read_commands(self._socket):
+            for command in read_commands(self._link):
                 self._jobs.put(self._prepare(command) if isinstance(command, Generate) else command)
         except (ProtocolError, OSError) as error:
             sys.stderr.write(f"plimsoll worker: {error}\n")
@@ -187,7 +200,7 @@ class Worker:
             engine, path = FakeEngine(source.location), Path()
         else:
             path = _resolve(source, options, self._progress)
-            engine = choose_engine(path, options, self._tokenizers)
+            engine = choose_engine(path, options, self._tokenizers, self._rank)
         info = engine.load(path, self._progress)
         # What loading left behind is garbage that lives as long as the process: collect it once, here.
         gc.collect()
@@ -246,18 +259,35 @@ class Worker:
                 self._send(job)
             case TrimCaches():
                 self._send(Trimmed(*engine.trim()))
+            case Replay():
+                cast("Follower", engine).replay(job.op)
 
     def _send(self, event: Event) -> None:
         now = time.monotonic()
         if isinstance(event, Step) and event == _NOTHING and now - self._sent_s < _QUIET_S:
             return
         self._sent_s = now
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the reader sees it too and ends the process
-            self._socket.sendall(encode(event))
+        self._write(event)
+
+    def _write(self, event: Event) -> None:
+        """Any thread's way out."""
+        frame = encode(event)
+        # The reader sees a broken link too and ends the process.
+        with self._sending, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._link.sendall(frame)
 
 
-def choose_engine(path: Path, options: EngineOptions, tokenizers: "TokenizerReader | None" = None) -> Engine:
-    """The engine that serves the model whose files are at ``path``; ``tokenizers`` may have read its tokenizer."""
+def choose_engine(
+    path: Path, options: EngineOptions, tokenizers: "TokenizerReader | None" = None, rank: "Rank | None" = None
+) -> Engine:
+    """The engine that serves the model whose files are at ``path``, or ``rank``'s share of it.
+
+    ``tokenizers`` may have read its tokenizer.
+    """
+    if rank and not rank.leads:
+        from plimsoll.engine.follower import Follower  # noqa: PLC0415 - as below
+
+        return Follower(options, rank)
     from plimsoll.engine.sentence import makes_embeddings  # noqa: PLC0415 - a fake engine starts without MLX
 
     if options.embeddings or makes_embeddings(path):
@@ -266,7 +296,7 @@ def choose_engine(path: Path, options: EngineOptions, tokenizers: "TokenizerRead
         return EmbeddingEngine(options)
     from plimsoll.engine.mlx_engine import MlxEngine  # noqa: PLC0415 - as above
 
-    return MlxEngine(options, tokenizers=tokenizers)
+    return MlxEngine(options, tokenizers=tokenizers, rank=rank)
 
 
 def _resolve(source: ModelSource, options: EngineOptions, progress: Progress) -> Path:

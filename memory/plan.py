@@ -19,7 +19,7 @@ class Need(msgspec.Struct, frozen=True):
 
     ``weights_bytes`` as the worker will hold them, ``dequantize`` says in which form; ``kv_bytes`` is what its KV
     caches may grow to, at ``kv_token_bytes`` a token, up to ``context`` tokens. ``measured_bytes`` is the footprint
-    seen right after a former load in this form, 0 if never.
+    seen right after a former load in this form, 0 if never. ``ranks`` processes of a group hold it here between them.
     """
 
     weights_bytes: int = 0
@@ -28,12 +28,18 @@ class Need(msgspec.Struct, frozen=True):
     dequantize: bool = False
     kv_token_bytes: int = 0
     context: int = 0
+    ranks: int = 1
 
     @property
     def total_bytes(self) -> int:
-        """Weights x 1.05 + 300 MiB for the process, or what was measured in place of both; and the KV budget."""
-        estimate = int(self.weights_bytes * _WEIGHTS_MARGIN) + PROCESS_BYTES
+        """Weights x 1.05 + 300 MiB a process, or what was measured in place of both; and the KV budget."""
+        estimate = int(self.weights_bytes * _WEIGHTS_MARGIN) + PROCESS_BYTES * self.ranks
         return (self.measured_bytes or estimate) + self.kv_bytes
+
+    def times(self, ranks: int) -> "Need":
+        """What so many ranks need together of which each needs this."""
+        sizes = ("weights_bytes", "kv_bytes", "measured_bytes", "kv_token_bytes")
+        return msgspec.structs.replace(self, ranks=ranks, **{key: ranks * getattr(self, key) for key in sizes})
 
 
 class Seat(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ MAY_USE = {
     "reload_plan": {"config"},
     "memory": {"memory", "errors"},
     "journal": {"journal", "memory", "units", "errors"},
-    "engine": {"engine", "errors", "catalog"},
+    "engine": {"engine", "errors", "catalog", "memory"},
     "catalog": {
         "catalog",
         "config",
@@ -35,7 +35,7 @@ MAY_USE = {
     },
     "actors": {
         *("actors", "memory", "journal", "catalog", "config", "errors"),
-        *("engine.protocol", "engine.process", "engine.environment"),
+        *("engine.protocol", "engine.process", "engine.worker_group", "engine.environment"),
     },
     "http": {
         *("http", "actors", "memory", "journal", "catalog", "config", "errors"),
