@@ -64,8 +64,22 @@ class MemoryConfig(Section, frozen=True):
     critical_grace: Seconds
 
 
+HostName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:@%-]*$", max_length=253)]
+
+
+class HostConfig(Section, frozen=True):
+    """A host of a group: its name for the remote shell, its address for the other hosts, its devices for jaccl."""
+
+    host: HostName
+    address: HostName | None = None
+    rdma: list[str | None] = []
+
+
 class ModelEntry(Section, frozen=True):
-    """One model that may be served. ``idle_ttl`` unset means ``models.idle_ttl``; ``adapter`` is a LoRA's folder."""
+    """One model that may be served. ``idle_ttl`` unset means ``models.idle_ttl``; ``adapter`` is a LoRA's folder.
+
+    With ``hosts`` a worker group serves it, one process on each.
+    """
 
     source: Annotated[str, msgspec.Meta(min_length=1)]
     enabled: bool = True
@@ -74,6 +88,9 @@ class ModelEntry(Section, frozen=True):
     context: Annotated[int, msgspec.Meta(ge=16)] | None = None
     adapter: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     embeddings: bool = False
+    hosts: list[HostName | HostConfig] = []
+    backend: Literal["ring", "jaccl", "mpi"] = "ring"
+    split: Literal["tensor", "pipeline"] = "tensor"
 
 
 class ModelsConfig(Section, frozen=True):
@@ -83,6 +100,9 @@ class ModelsConfig(Section, frozen=True):
     offline: bool
     idle_ttl: Seconds | None
     queue: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    remote_shell: Annotated[str, msgspec.Meta(min_length=1)]
+    remote_python: Annotated[str, msgspec.Meta(min_length=1)] | None
+    group_port: Annotated[int, msgspec.Meta(ge=1024, le=65000)]
     entries: dict[ModelName, ModelEntry]
 
 
@@ -265,7 +285,10 @@ def _explain(error: msgspec.ValidationError, data: Any) -> str:
 def _choices(path: str) -> str:
     """The words that the key at ``path`` may have; nothing where it is no choice of words."""
     kind: Any = Config
-    for key in path.split("."):
+    keys = path.split(".")
+    if keys[:2] == ["models", "entries"]:  # whose names may have dots of their own
+        kind, keys = ModelEntry, keys[-1:]
+    for key in keys:
         fields = {field.name: field.type for field in msgspec.structs.fields(kind)} if isinstance(kind, type) else {}
         kind = fields.get(key)
     return " or ".join(get_args(kind)) if get_origin(kind) is Literal else ""
@@ -315,6 +338,9 @@ def _check_sense(config: Config, origin: str) -> None:
     """What types can't say: values that contradict each other."""
     _check_keys(config.access.keys, origin)
     _check_limits(config.limits, origin)
+    for name, entry in config.models.entries.items():
+        if entry.hosts:
+            _check_group(entry, f"{origin}: models.entries.{name}")
     memory = config.memory
     steps = [
         (f"memory.{name}_percent", getattr(memory, f"{name}_percent")) for name in ("warning", "critical", "emergency")
@@ -341,6 +367,32 @@ def _check_limits(limits: LimitsConfig, origin: str) -> None:
             raise ConfigError(f"{origin}: limits.{name}: 0 is not allowed, expected more than 0 s")
     if not 1024 <= limits.header_size <= 16384:
         raise ConfigError(f"{origin}: limits.header_size: {limits.header_size} is not allowed, expected 1KiB to 16KiB")
+
+
+def _check_group(entry: ModelEntry, where: str) -> None:
+    """What a worker group can't do is refused here, so that nobody finds out by its absence."""
+    if len(entry.hosts) < 2:
+        raise ConfigError(f"{where}.hosts: one host is no group; name two or more, or leave the key out")
+    if entry.backend == "mpi":
+        raise ConfigError(
+            f"{where}.backend: mpi is not supported: mpirun starts the processes itself and gives only the first "
+            "one its input, so the others could not be told what to do nor end with the server; use ring, or jaccl"
+        )
+    for key in ("adapter", "embeddings"):
+        if getattr(entry, key):
+            raise ConfigError(
+                f"{where}.{key}: a model that is served by several hosts can't have it; leave out one of both"
+            )
+    if entry.source.endswith(".gguf"):
+        raise ConfigError(f"{where}.source: several hosts can't serve a .gguf file; name a folder in MLX's format")
+    if entry.backend == "jaccl":
+        for index, one in enumerate(entry.hosts):
+            rdma = [] if isinstance(one, str) else one.rdma
+            if [device is None for device in rdma] != [other == index for other in range(len(entry.hosts))]:
+                raise ConfigError(
+                    f"{where}.hosts[{index}]: jaccl needs rdma: its device towards each of the {len(entry.hosts)} "
+                    "hosts, null towards itself"
+                )
 
 
 def _check_keys(keys: list[ApiKey], origin: str) -> None:

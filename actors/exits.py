@@ -6,7 +6,7 @@ from collections import deque
 from plimsoll.actors.hang_watch import Hung
 from plimsoll.actors.messages import State, WorkerExited
 from plimsoll.engine.protocol import EngineError, LoadError
-from plimsoll.errors import InsufficientMemory, LoadFailed, PlimsollError, WorkerDied
+from plimsoll.errors import InsufficientMemory, LoadFailed, NeverFits, PlimsollError, WorkerDied
 from plimsoll.journal import events
 
 LOAD_COOL_DOWN_S = 5.0
@@ -37,6 +37,12 @@ def explain(
 
 
 def _by_its_words(name: str, doing: str, words: LoadError | EngineError) -> PlimsollError:
+    if words.kind == "host_never":
+        return NeverFits(f"{name} can't be loaded: {words.message}")
+    if words.kind == "host_full":
+        return InsufficientMemory(f"{name} is not loaded: {words.message}", retry_after_s=_MEMORY_RETRY_S)
+    if words.kind == "host":
+        return InsufficientMemory(f"{name} was stopped: {words.message}", retry_after_s=_MEMORY_RETRY_S)
     if words.kind == "memory":
         return InsufficientMemory(f"{name} ran out of memory {doing}: {words.message}", retry_after_s=_MEMORY_RETRY_S)
     if isinstance(words, LoadError):

@@ -54,8 +54,11 @@ class Loading:
 
     def command(self, need: Need) -> LoadModel | FetchModel:
         """What the worker is told once ``need`` is granted."""
-        options = msgspec.structs.replace(self._options, kv_bytes=need.kv_bytes, dequantize=need.dequantize)
-        return LoadModel(self._source, options) if need.weights_bytes else FetchModel(self._source, options)
+        if not need.weights_bytes:
+            return FetchModel(self._source, self._options)
+        kv_bytes = need.kv_bytes // need.ranks
+        options = msgspec.structs.replace(self._options, kv_bytes=kv_bytes, dequantize=need.dequantize)
+        return LoadModel(self._source, options, need.total_bytes // need.ranks)
 
     def on_progress(self, event: LoadProgress) -> None:
         self.progress = Waiting(event.stage, event.done, event.total)

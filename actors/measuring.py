@@ -38,6 +38,7 @@ class Measuring:
             for status in statuses
             if status.pid is not None
         )
+        workers += tuple(Tracked(pid) for status in statuses for pid in status.more_pids)
         if self._spare.pid:
             workers += (Tracked(self._spare.pid),)
         workers += self.stuck.tracked(workers)
@@ -70,8 +71,9 @@ class Measuring:
 
     def _measure(self, slot: Slot, sample: Sample) -> None:
         status = slot.status
-        if status.pid is None or (held := sample.footprints.get(status.pid)) is None:
+        if status.pid is None or status.pid not in sample.footprints:
             return
+        held = sum(sample.footprints.get(pid, 0) for pid in (status.pid, *status.more_pids))
         slot.footprint_bytes = held
         # The first look at the whole model: later ones hold what conversations happened to leave in its caches.
         if status.state in LOADED and slot.need and not slot.base_bytes and status.info:

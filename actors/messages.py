@@ -296,8 +296,20 @@ LOADED = SERVING | {State.DRAINING}
 LEAVING = frozenset({State.DRAINING, State.STOPPING, State.STOPPED})
 
 
+class HostFigures(Message, frozen=True):
+    """The fullest source of memory on one host of a group; bytes."""
+
+    host: str
+    source: str
+    total: int
+    used: int
+
+
 class ModelStatus(Message, frozen=True):
-    """One model as its actor sees it. Times are seconds on the monotonic clock."""
+    """One model as its actor sees it. Times are seconds on the monotonic clock.
+
+    ``more_pids`` and ``hosts`` belong to a model that a group serves.
+    """
 
     name: str
     state: State
@@ -313,6 +325,8 @@ class ModelStatus(Message, frozen=True):
     mlx_bytes: int = 0
     info: ModelInfo | None = None
     error: str = ""
+    more_pids: tuple[int, ...] = ()
+    hosts: tuple[HostFigures, ...] = ()
 
 
 class SpareExited(Message, frozen=True):

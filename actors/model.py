@@ -109,6 +109,7 @@ class ModelActor(pykka.ThreadingActor):
             p.RequestError: self._on_request_error,
             p.LoadError: self._worker.on_load_error,
             p.EngineError: self._worker.on_engine_error,
+            p.HostMemory: self._worker.on_host_memory,
         }
 
     def on_receive(self, message: Any) -> None:
@@ -206,17 +207,22 @@ class ModelActor(pykka.ThreadingActor):
 
     def _on_load_refused(self, message: m.RefuseLoad) -> None:
         if self._awaits_grant:
-            self._requests.fail_all(message.error)
-            self._failures.last = message.error
-            self._state = State.COLD
+            self._refuse(message.error)
+
+    def _refuse(self, error: PlimsollError) -> None:
+        """There is no room: the next request asks again."""
+        self._requests.fail_all(error)
+        self._failures.last = error
+        self._state = State.COLD
 
     # ---- what the worker says
 
     def _on_event(self, message: m.FromWorker) -> None:
         if not self._worker.is_current(message.generation):
             return
-        self._hangs.heard()
         event = message.event
+        if not isinstance(event, p.HostMemory):  # which comes from a thread beside the one that computes
+            self._hangs.heard()
         self._events[type(event)](event)
 
     def _on_step(self, step: p.Step) -> None:
@@ -281,6 +287,9 @@ class ModelActor(pykka.ThreadingActor):
         last_words = self._worker.last_words
         hung_s = last_words.silent_s if isinstance(last_words, Hung) else 0.0
         error = explain(self._name, loading=loading, exit_=message, last_words=last_words)
+        if isinstance(last_words, p.LoadError) and last_words.kind in ("host_full", "host_never"):
+            self._refuse(error)
+            return
         # What has not answered anything yet may be asked again, but only once: it may be what the worker died of.
         self._requests.requeue_untouched()
         self._requests.fail_running(error)
@@ -288,10 +297,11 @@ class ModelActor(pykka.ThreadingActor):
         now = self._timers.now()
         self._rest(error, self._failures.died(error, loading=loading, wanted=wanted, now=now, hung_s=hung_s))
         if not hung_s:
-            self._tell_of_death(error, message.code, loading=loading)
+            elsewhere = isinstance(last_words, p.EngineError) and last_words.kind == "host"
+            self._tell_of_death(error, message.code, loading=loading, elsewhere=elsewhere)
 
-    def _tell_of_death(self, error: PlimsollError, code: int, *, loading: bool) -> None:
-        if isinstance(error, InsufficientMemory):
+    def _tell_of_death(self, error: PlimsollError, code: int, *, loading: bool, elsewhere: bool) -> None:
+        if isinstance(error, InsufficientMemory) and not elsewhere:
             # After the new state: what has no worker any more is not asked to leave by the clean-up that follows.
             self._publish()
             m.tell(self._supervisor, m.RanOutOfMemory(self._name, error))
@@ -409,6 +419,8 @@ class ModelActor(pykka.ThreadingActor):
             mlx_bytes=self._worker.mlx_bytes,
             info=self._info,
             error=self._failures.last.message if self._failures.last else "",
+            more_pids=self._worker.more_pids,
+            hosts=tuple(self._worker.hosts.values()),
         )
         if status != self._published:
             self._published = status

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import shlex
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,7 +24,7 @@ from plimsoll.catalog.weigh import weigh_source
 from plimsoll.config import Config, MemoryConfig
 from plimsoll.engine.environment import compute_device, default_stop_grace_s, worker_environment
 from plimsoll.engine.process import OnEvent, OnExit, Worker, WorkerProcess
-from plimsoll.engine.protocol import EngineOptions, ModelSource
+from plimsoll.engine.protocol import EngineOptions, Group, ModelSource
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
@@ -102,21 +104,27 @@ class ActorSystem:
 
         Raises ``OSError`` or ``ValueError`` for files that can't be read.
         """
-        weight = weigh_source(model.source, default_cache_dir(self._config))
+        weight = weigh_source(model.source, default_cache_dir(self._config), model.group)
         return () if weight is None else self.ways_for(model, weight)
 
     def ways_for(self, model: CatalogModel, weight: Weight) -> tuple[Need, ...]:
-        """The ways to load ``model`` if it weighs that much."""
+        """The ways to load ``model`` if it, or one rank's share of it, weighs that much."""
         engine = self._config.engine
-        measured = {dense: self._footprints.get(footprint_key(model.source, dense), 0) for dense in (False, True)}
-        return ways_to_load(
+        hosts = model.group.hosts if model.group else ()
+        here = sum(host.here for host in hosts) or 1
+        measured = {
+            dense: self._footprints.get(footprint_key(model.source, dense, model.group), 0) // here
+            for dense in (False, True)
+        }
+        ways = ways_to_load(
             weight,
             device=compute_device(),
             dequantize=engine.dequantize,
             context=model.context,
-            kv_budget_bytes=None if engine.kv_budget is None else int(engine.kv_budget),
+            kv_budget_bytes=None if engine.kv_budget is None else int(engine.kv_budget) // (len(hosts) or 1),
             measured=measured,
         )
+        return ways if here == 1 else tuple(need.times(here) for need in ways)
 
     def _start_watchdog(self, marks: m.Marks, level: Level) -> m.Ref:
         if self._sampler:
@@ -135,7 +143,8 @@ class ActorSystem:
             max_batch=engine.max_batch,
             prefill_chunk=engine.prefill_chunk,
             prompt_cache_bytes=int(engine.prompt_cache),
-            disk_cache_bytes=int(engine.disk_cache),
+            # On disk there would be one rank's part of a conversation only.
+            disk_cache_bytes=0 if model.group else int(engine.disk_cache),
             adapter=model.source.adapter,
             embeddings=model.embeddings,
         )
@@ -149,19 +158,39 @@ class ActorSystem:
         environment = {} if model.source.kind == "fake" else self._environment
 
         def spawn(on_event: OnEvent, on_exit: OnExit) -> Worker:
+            if model.group:
+                return self._spawn_group(model.group, environment, on_event, on_exit)
             return WorkerProcess(on_event, on_exit, environment, oom_kills)
 
         def weigh(on_weighed: OnWeighed) -> None:
             self._background.submit(self._weigh, model, on_weighed)
 
         assert self._timers is not None  # noqa: S101 - started before the Supervisor
-        return ModelActor.start(settings, supervisor, Effects(spawn, self._timers, self.journal, weigh))
+        effects = Effects(spawn, self._timers, self.journal, weigh)
+        if model.group:
+            # A rank that waits for another one computes as far as the system can tell.
+            effects = effects._replace(activity=lambda _pid: None)
+        return ModelActor.start(settings, supervisor, effects)
+
+    def _spawn_group(self, group: Group, environment: dict[str, str], on_event: OnEvent, on_exit: OnExit) -> Worker:
+        from plimsoll.engine.worker_group import GroupSettings, WorkerGroup  # noqa: PLC0415 - most servers have none
+
+        models, memory = self._config.models, self._config.memory
+        settings = GroupSettings(
+            group,
+            shell=tuple(shlex.split(models.remote_shell)),
+            python=models.remote_python or sys.executable,
+            port=models.group_port,
+            critical_percent=memory.critical_percent,
+            emergency_percent=memory.emergency_percent,
+        )
+        return WorkerGroup(settings, on_event, on_exit, environment, oom_kills)
 
     def _spawn_spare(self, on_event: OnEvent, on_exit: OnExit) -> Worker:
         return WorkerProcess(on_event, on_exit, self._environment, oom_kills, warm=True)
 
     def _has_use_of_spare(self, model: CatalogModel) -> bool:
-        return self._config.engine.spare_worker and model.source.kind != "fake"
+        return self._config.engine.spare_worker and model.source.kind != "fake" and model.group is None
 
     def _weigh(self, model: CatalogModel, on_weighed: OnWeighed) -> None:
         try:
@@ -170,7 +199,7 @@ class ActorSystem:
             on_weighed((), str(error))
 
     def _on_settled(self, model: CatalogModel, dequantized: bool, footprint_bytes: int) -> None:
-        key = footprint_key(model.source, dequantized)
+        key = footprint_key(model.source, dequantized, model.group)
         self._footprints[key] = footprint_bytes
         self.journal.peak(key, footprint_bytes)
 
@@ -192,10 +221,11 @@ def thresholds_of(memory: MemoryConfig) -> Thresholds:
     )
 
 
-def footprint_key(source: ModelSource, dequantized: bool) -> str:
+def footprint_key(source: ModelSource, dequantized: bool, group: Group | None = None) -> str:
     """The name under which a model's footprint is kept over restarts."""
+    split = f":{sum(host.here for host in group.hosts)} of {len(group.hosts)} {group.split}" if group else ""
     files = f"{source.location}+{source.adapter}" if source.adapter else source.location
-    return f"{source.kind}:{files}:{'dense' if dequantized else 'stored'}"
+    return f"{source.kind}:{files}:{'dense' if dequantized else 'stored'}{split}"
 
 
 class _Stopped:

@@ -5,10 +5,20 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from plimsoll.actors.hang_watch import Hung
-from plimsoll.actors.messages import FromWorker, Message, Ref, WorkerExited, tell
+from plimsoll.actors.messages import FromWorker, HostFigures, Message, Ref, WorkerExited, tell
 from plimsoll.actors.timers import Timers
 from plimsoll.engine.process import SpawnWorker, Worker
-from plimsoll.engine.protocol import Command, EngineError, Event, FetchModel, LoadError, LoadModel, Shutdown, Trimmed
+from plimsoll.engine.protocol import (
+    Command,
+    EngineError,
+    Event,
+    FetchModel,
+    HostMemory,
+    LoadError,
+    LoadModel,
+    Shutdown,
+    Trimmed,
+)
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.plan import Need
@@ -47,7 +57,8 @@ class Escalate(Message, frozen=True):
 class WorkerLife:
     """At most one worker at a time; owned by one ModelActor, whose mailbox hears of its events and its exit.
 
-    ``last_words`` say why it is about to end, ``mlx_bytes`` is what it held when its caches were last trimmed.
+    ``last_words`` say why it is about to end, ``mlx_bytes`` is what it held when its caches were last trimmed,
+    ``hosts`` are those of a group by their names.
     """
 
     def __init__(self, name: str, owner: Ref, effects: Effects, stop_grace_s: float) -> None:
@@ -61,10 +72,16 @@ class WorkerLife:
         self._worker: Worker | None = None
         self.last_words: LoadError | EngineError | Hung | None = None
         self.mlx_bytes = 0
+        self.hosts: dict[str, HostFigures] = {}
 
     @property
     def pid(self) -> int | None:
         return self._worker.pid if self._worker else None
+
+    @property
+    def more_pids(self) -> tuple[int, ...]:
+        """The other processes of a group, here."""
+        return self._worker.more_pids if self._worker else ()
 
     def start(self, load: LoadModel | FetchModel, spare: Worker | None = None) -> None:
         """Start the next generation, from the ``spare`` one if there is one, and have it load or fetch.
@@ -72,6 +89,7 @@ class WorkerLife:
         Raises ``OSError`` when no process can be made.
         """
         self.last_words = None
+        self.hosts = {}
         self._generation += 1
         generation, owner = self._generation, self._owner
 
@@ -98,6 +116,11 @@ class WorkerLife:
 
     def on_trimmed(self, event: Trimmed) -> None:
         self.mlx_bytes = event.active_bytes + event.cache_bytes
+
+    def on_host_memory(self, event: HostMemory) -> None:
+        """What one of a group's hosts says of itself: its fullest source counts."""
+        name, total, used = max(event.readings, key=lambda one: one[2] / one[1])
+        self.hosts[event.host] = HostFigures(event.host, name, total, used)
 
     def on_load_error(self, event: LoadError) -> None:
         self.last_words = event

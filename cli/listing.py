@@ -31,20 +31,25 @@ def models_table(rows: list[dict[str, Any]]) -> str:
 
 def ps_table(running: list[dict[str, Any]]) -> str:
     """The models of ``GET /admin/models`` that have a life."""
-    rows = [
-        [
-            one["name"],
-            state(one),
-            footprint(one),
-            str(one["active"]),
-            str(one["queued"]),
-            speed(one),
-            str(one["pid"] or "-"),
-            "-" if one["idle_s"] is None else f"{duration(one['idle_s'])} ago",
-            unloads(one),
+    rows = []
+    for one in running:
+        rows.append(
+            [
+                one["name"],
+                state(one),
+                footprint(one),
+                str(one["active"]),
+                str(one["queued"]),
+                speed(one),
+                str(one["pid"] or "-"),
+                "-" if one["idle_s"] is None else f"{duration(one['idle_s'])} ago",
+                unloads(one),
+            ]
+        )
+        rows += [
+            [f"  on {host['host']}", f"{100 * host['used'] / host['total']:.0f}% of", size(host["total"]), *[""] * 6]
+            for host in one.get("hosts", ())
         ]
-        for one in running
-    ]
     head = ["NAME", "STATE", "MEMORY", "BUSY", "QUEUE", "TOK/S", "PID", "USED", "UNLOADS"]
     return table(head, rows, right="MEMORY,BUSY,QUEUE,TOK/S,PID,USED")
 

@@ -74,16 +74,16 @@ class Memory:
 
     def __init__(self, percent: float = 40.0) -> None:
         self.percent = percent
+        self.total = 16 * 1024**3
         self.error: Exception | None = None
 
     def __call__(self, _tracked: Any = ()) -> Sample:
         if self.error:
             raise self.error
-        return memory_sample(self.percent, time.monotonic())
+        return memory_sample(self.percent, time.monotonic(), self.total)
 
 
-def memory_sample(percent: float, time_s: float = 0.0) -> Sample:
-    total = 16 * 1024**3
+def memory_sample(percent: float, time_s: float = 0.0, total: int = 16 * 1024**3) -> Sample:
     return Sample(time_s, (Reading("host", total, int(total * percent / 100)),))
 
 

@@ -219,3 +219,32 @@ def test_a_key_without_end_is_shown_short():
     with pytest.raises(ConfigError) as caught:
         config.parse({"server": {"x" * 5000: 1}})
     assert len(caught.value.message) < 300
+
+
+GROUP = {"source": "fake:", "hosts": ["127.0.0.1", "mac2"]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"hosts": ["127.0.0.1"]}, "entries.a.hosts: one host is no group"),
+        ({"hosts": ["127.0.0.1", "-oProxyCommand=x"]}, "entries.a.hosts"),
+        ({"backend": "mpi"}, "entries.a.backend: mpi is not supported: mpirun starts the processes itself"),
+        ({"backend": "nccl"}, "expected ring or jaccl or mpi"),
+        ({"split": "expert"}, "expected tensor or pipeline"),
+        ({"backend": "jaccl"}, "entries.a.hosts[0]: jaccl needs rdma"),
+        ({"adapter": "/lora"}, "entries.a.adapter: a model that is served by several hosts can't have it"),
+        ({"embeddings": True}, "entries.a.embeddings: a model that is served by several hosts"),
+        ({"source": "model.gguf"}, "entries.a.source: several hosts can't serve a .gguf file"),
+    ],
+)
+def test_what_a_group_of_hosts_can_not_do_is_refused_by_its_key(changed: dict[str, Any], sentence: str) -> None:
+    assert sentence in refusal({"models": {"entries": {"a": GROUP | changed}}})
+
+
+def test_a_group_of_hosts_may_talk_by_rdma() -> None:
+    hosts = [{"host": "localhost", "rdma": [None, "rdma_en5"]}, {"host": "mac2", "rdma": ["rdma_en5", None]}]
+    entry = config.parse({"models": {"entries": {"a": GROUP | {"hosts": hosts, "backend": "jaccl"}}}}).models.entries[
+        "a"
+    ]
+    assert entry.backend == "jaccl"

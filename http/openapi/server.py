@@ -59,6 +59,15 @@ class Readiness(Told):
     reasons: list[str]
 
 
+class HostTold(Told):
+    """The fullest source of memory on a host of the group that serves the model; bytes."""
+
+    host: str
+    source: str
+    total: int
+    used: int
+
+
 class ModelTold(Told):
     """One model; times in seconds."""
 
@@ -78,6 +87,7 @@ class ModelTold(Told):
     tokens_per_s: float
     info: ModelInfo | None
     error: str | None
+    hosts: list[HostTold]
 
 
 class ModelsTold(Told):

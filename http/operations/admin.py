@@ -157,4 +157,5 @@ def model_body(status: ModelStatus, server: Status) -> dict[str, Any]:
         "tokens_per_s": round(server.tokens_per_s.get(status.name, 0.0), 1),
         "info": msgspec.to_builtins(status.info) if status.info else None,
         "error": status.error or None,
+        "hosts": msgspec.to_builtins(status.hosts),
     }

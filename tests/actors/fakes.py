@@ -156,6 +156,7 @@ class FakeWorker:
 
     def __init__(self, host: "Host", pid: int, on_event: OnEvent, on_exit: OnExit) -> None:
         self.pid = pid
+        self.more_pids: tuple[int, ...] = ()
         self.host = host
         self.commands: list[p.Command] = []
         self.open: dict[str, int] = {}
