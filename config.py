@@ -137,6 +137,14 @@ class EngineConfig(Section, frozen=True):
     hang_after: Seconds | None
 
 
+class ClusterConfig(Section, frozen=True):
+    """For ``serve --cluster``. A queue for ``grow_after`` earns a replica, room for ``shrink_after`` costs one."""
+
+    address: Annotated[str, msgspec.Meta(min_length=1)]
+    grow_after: Seconds
+    shrink_after: Seconds
+
+
 class LoggingConfig(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"]
     language: Literal["en", "ru"]
@@ -153,6 +161,7 @@ class Config(Section, frozen=True):
     models: ModelsConfig
     limits: LimitsConfig
     engine: EngineConfig
+    cluster: ClusterConfig
     logging: LoggingConfig
 
 

@@ -27,7 +27,7 @@ from plimsoll.engine.process import Worker
 from plimsoll.engine.protocol import Event, ModelInfo, Request, TokenLogprob, Usage
 from plimsoll.errors import PlimsollError
 from plimsoll.memory.levels import Thresholds
-from plimsoll.memory.plan import Need
+from plimsoll.memory.plan import Need, Seat
 from plimsoll.memory.sample import Level, Sample, Tracked
 
 Ref = pykka.ActorRef[Any]
@@ -474,11 +474,21 @@ class MemoryEmergency(MemoryEvent, frozen=True):
 # ---- what GetStatus is answered with
 
 
+class NodeStatus(Message, frozen=True):
+    """One node of a cluster; ``models`` names those that have a life there."""
+
+    name: str
+    level: Level
+    used_percent: float | None
+    models: tuple[str, ...]
+
+
 class Status(Message, frozen=True):
     """The whole server at one moment. ``problems`` are sentences; with any the server is degraded.
 
     ``footprints`` maps model names to bytes, ``tokens_per_s`` those that generate to their rate over the last two
     seconds; ``pinned`` names all that are, without an actor too; ``sampler_lag_s`` is that of the latest sample.
+    ``seats`` are the ledger's, for a cluster's head; ``nodes`` are set by a cluster's head alone.
     """
 
     level: Level
@@ -492,3 +502,5 @@ class Status(Message, frozen=True):
     tokens_per_s: dict[str, float] = {}
     pinned: frozenset[str] = frozenset()
     seconds_to_critical: float | None = None
+    seats: tuple[Seat, ...] = ()
+    nodes: tuple[NodeStatus, ...] | None = None

@@ -40,6 +40,7 @@ class StatusReport:
             tokens_per_s={name: rate for name, rate in rates.items() if rate},
             pinned=frozenset(slots.pinned()),
             seconds_to_critical=outlook.seconds_to_critical,
+            seats=tuple(slots.seats()),
         )
 
     def _problems(self) -> list[str]:

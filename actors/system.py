@@ -89,7 +89,7 @@ class ActorSystem:
 
     def stop(self, grace_s: float) -> None:
         """Running answers get ``grace_s``, then every worker is stopped; returns when none is left."""
-        stopped = _Stopped()
+        stopped = Stopped()
         if m.tell(self.supervisor, m.StopAll(grace_s, stopped)):
             stopped.wait(grace_s + STOP_MARGIN_S)
         for ref in (self.supervisor, self._keeper.watchdog):
@@ -228,7 +228,7 @@ def footprint_key(source: ModelSource, dequantized: bool, group: Group | None = 
     return f"{source.kind}:{files}:{'dense' if dequantized else 'stored'}{split}"
 
 
-class _Stopped:
+class Stopped:
     """A reply that a thread can wait for."""
 
     def __init__(self) -> None:

@@ -57,6 +57,11 @@ class Catalog:
         if self._dir and not _is_folder(self._dir):
             raise ConfigError(f"models.dir: {config.dir!r} is not a folder", param="models.dir")
 
+    @property
+    def config(self) -> ModelsConfig:
+        """The section that it was made of."""
+        return self._config
+
     def names(self) -> list[str]:
         """Every name that ``find`` accepts: entries first, then ``models.dir``, then the built-in models."""
         return list(self._models())

@@ -28,6 +28,9 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines use and administer it without a key.")
     ] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Serve with every node of the Ray cluster that this machine is in.")
+    ] = False,
 ) -> None:
     """Start the server."""
     # No other command needs any of these, and they take a third of a second.
@@ -51,7 +54,12 @@ def serve(
             server.refuse_open(effective, sock)
         if effective.models.builtin:
             fetch_builtin_model(effective)
-        server.serve(effective, catalog, sock, settings.read)
+        if not cluster:
+            server.serve(effective, catalog, sock, settings.read)
+            return
+        from plimsoll.cluster.connect import connect  # noqa: PLC0415 - loads Ray
+
+        server.serve(effective, catalog, sock, settings.read, connect(effective))
 
 
 def check(file: ConfigFile = None, *, as_json: AsJson = False) -> None:

@@ -27,7 +27,7 @@ from plimsoll.errors import ConfigError, ServerFailed
 from plimsoll.http.access.gate import is_open
 from plimsoll.http.access.keys import read_keys
 from plimsoll.http.app import build
-from plimsoll.http.front import App, Front
+from plimsoll.http.front import Actors, App, Front
 from plimsoll.http.limits.connection import Connection
 from plimsoll.http.limits.open_files import allow_open_files
 from plimsoll.http.process import guard
@@ -47,7 +47,21 @@ _SEND_BUFFER = 128 * 1024
 _LAST_WORDS_S = 1.0
 
 
-def serve(config: Config, catalog: Catalog, sock: socket.socket, read: ReadConfig | None = None) -> None:
+MakeActors = Callable[[Config, Catalog, Journal, dict[str, int]], Actors]
+"""Gets what ``ActorSystem`` gets."""
+
+
+def _one_machine(config: Config, catalog: Catalog, journal: Journal, footprints: dict[str, int]) -> Actors:
+    return ActorSystem(config, catalog, journal=journal, footprints=footprints)
+
+
+def serve(
+    config: Config,
+    catalog: Catalog,
+    sock: socket.socket,
+    read: ReadConfig | None = None,
+    make_actors: MakeActors = _one_machine,
+) -> None:
     """Serve on ``sock`` (from ``bind``) until SIGTERM or SIGINT; SIGHUP asks ``read`` for the configuration again.
 
     Raises ``ServerFailed`` when it can't go on.
@@ -56,7 +70,7 @@ def serve(config: Config, catalog: Catalog, sock: socket.socket, read: ReadConfi
     blackbox = _open_blackbox(config)
     journal = Journal(config.logging.language, blackbox)
     footprints = _recall(journal, blackbox)
-    app = build(config, ActorSystem(config, catalog, journal=journal, footprints=footprints), catalog, read)
+    app = build(config, make_actors(config, catalog, journal, footprints), catalog, read)
 
     app.ctx.notifier = of_environment()
 

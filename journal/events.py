@@ -287,6 +287,25 @@ class LastRun(Event, frozen=True):
         return logging.INFO if self.clean else logging.WARNING
 
 
+# ---- a cluster's nodes, as its head sees them
+
+
+class NodeJoined(Event, frozen=True):
+    """The node serves from now on."""
+
+    node: str
+
+
+class NodeLost(Event, frozen=True):
+    """The node is gone, and ``ended`` answers with it."""
+
+    _severity = logging.ERROR
+
+    node: str
+    reason: str
+    ended: int
+
+
 AnyEvent = (
     LevelChanged
     | Forecast
@@ -312,6 +331,8 @@ AnyEvent = (
     | ConfigReloaded
     | ConfigRefused
     | LastRun
+    | NodeJoined
+    | NodeLost
 )
 
 

@@ -73,6 +73,10 @@ ENGLISH = {
     ),
     "config_reloaded.none": "the configuration was read again, memory stays under watch: nothing has changed",
     "config_refused": "the configuration can't be used, memory is kept by the old one: {e.reason}",
+    "node_joined": "the node {e.node} has joined the cluster: its memory is under watch",
+    "node_lost": (
+        "🚨 the node {e.node} was lost with all models in its memory: {e.reason}; {e.ended} answers ended with it"
+    ),
     "last_run.clean": "the last run ended in order at {e.at:time} ({e.how}), memory at {e.percent:percent}",
     "last_run.killed": (
         "⚠️ the last run ended without a word at {e.at:time}, memory at {e.percent:percent}: it was killed or crashed"

@@ -41,7 +41,10 @@ MAY_USE = {
         *("http", "actors", "memory", "journal", "catalog", "config", "errors"),
         *("units", "engine.protocol", "logs", "reload_plan"),
     },
-    "cluster": {"cluster", "actors.messages", "memory", "catalog", "config", "errors"},
+    "cluster": {
+        *("cluster", "actors", "memory", "journal", "catalog", "config", "errors", "units"),
+        *("engine.protocol", "http.front", "http.stream", "logs"),
+    },
     "cli": {
         *("cli", "cluster", "http.server", "http.access.keys", "actors.system", "memory", "journal"),
         *("catalog", "config", "errors", "logs", "engine.environment"),

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 from plimsoll.actors.messages import CleanupReport, State
@@ -35,7 +36,18 @@ class LoadedModel(Told):
 Level = Literal["normal", "warning", "critical", "emergency"]
 
 
+class NodeTold(Told):
+    """One node of a cluster; ``models`` names those that have a life there."""
+
+    name: str
+    level: Level
+    used_percent: float | None
+    models: list[str]
+
+
 class Health(Told):
+    """``nodes`` is there where a cluster serves."""
+
     status: Literal["healthy", "warning", "degraded", "critical"]
     memory: MemoryTold
     binding_source: str | None
@@ -48,6 +60,7 @@ class Health(Told):
     problems: list[str]
     version: str
     uptime_s: float
+    nodes: list[NodeTold] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Live(Told):

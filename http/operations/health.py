@@ -8,7 +8,7 @@ import psutil
 from sanic import HTTPResponse
 
 from plimsoll import __version__
-from plimsoll.actors.messages import GetStatus, ModelStatus, State, Status
+from plimsoll.actors.messages import GetStatus, ModelStatus, NodeStatus, State, Status
 from plimsoll.errors import BadRequest, PlimsollError, Unavailable
 from plimsoll.http.errors import respond
 from plimsoll.http.front import AnyRequest, App, Front
@@ -105,6 +105,7 @@ def health_body(front: Front, status: Status | str) -> dict[str, Any]:
         if known
         else [],
         "problems": now.problems,
+        **({"nodes": [_node(one) for one in known.nodes]} if known and known.nodes is not None else {}),
         "version": __version__,
         "uptime_s": round(time.monotonic() - front.started_s, 1),
     }
@@ -145,6 +146,15 @@ def _memory(front: Front, sample: Sample | None) -> dict[str, float | None]:
 
 def _models(known: Status) -> list[dict[str, Any]]:
     return [_model(one, known.footprints) for one in known.models if one.state is not State.COLD]
+
+
+def _node(status: NodeStatus) -> dict[str, Any]:
+    return {
+        "name": status.name,
+        "level": status.level.name.lower(),
+        "used_percent": None if status.used_percent is None else round(status.used_percent, 1),
+        "models": list(status.models),
+    }
 
 
 def _model(status: ModelStatus, footprints: dict[str, int]) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+"""Into Ray's cluster, before the server's own signal handlers are set: Ray sets its own when it begins."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from plimsoll.catalog import Catalog
+from plimsoll.config import Config
+from plimsoll.errors import ConfigError
+from plimsoll.journal.journal import Journal
+
+if TYPE_CHECKING:
+    from plimsoll.cluster.system import ClusterSystem
+
+MakeSystem = Callable[[Config, Catalog, Journal, dict[str, int]], "ClusterSystem"]
+
+
+def connect(config: Config) -> MakeSystem:
+    """Join the cluster; what comes back makes the system that serves with its nodes. Call it on the main thread.
+
+    Raises ``ConfigError`` where Ray is not installed or can't be reached.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("serve --cluster needs Ray, which is not installed: pip install 'mlx-plimsoll[cluster]'")
+    import ray  # noqa: PLC0415 - an extra
+
+    address = config.cluster.address
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"cluster.address: Ray can't be reached at {address!r} ({reason}); start it here with ray start --head"
+            " --resources='{\"plimsoll_mib\": MIB}' and on the other machines with ray start --address=HEAD:PORT",
+            param="cluster.address",
+        ) from None
+    from plimsoll.cluster.ray_link import RayLink  # noqa: PLC0415 - loads Ray
+    from plimsoll.cluster.settings import node_settings  # noqa: PLC0415 - as said
+    from plimsoll.cluster.system import ClusterSystem  # noqa: PLC0415 - as said
+
+    def make(config: Config, catalog: Catalog, journal: Journal, footprints: dict[str, int]) -> ClusterSystem:
+        return ClusterSystem(config, catalog, journal, footprints, RayLink(node_settings(config)))
+
+    return make

@@ -1,0 +1,200 @@
+"""The way to the nodes by Ray: a loop on a thread of its own, on which every call to Ray is awaited."""
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from plimsoll import __version__
+from plimsoll.cluster import wire
+from plimsoll.cluster.messages import FromNode, NodeJoined, NodeLeft, Target
+from plimsoll.cluster.node_server import NodeServer
+
+_log = logging.getLogger("plimsoll.cluster")
+
+RESOURCE = "plimsoll_mib"
+MIB = 1024**2
+_WATCH_S = 1.0
+# A node that could not be started is left alone for so long.
+_AGAIN_S = 5.0
+_START_S = 60.0
+_SILENT_S = 15.0
+
+
+class RayLink:
+    """One life of each node that has the resource: found, started, polled until it is gone."""
+
+    def __init__(self, settings: str) -> None:
+        """``settings`` is the configuration as YAML, for the nodes to start with."""
+        self._settings = settings
+        self._target: Target
+        self._lives: dict[str, _Life] = {}
+        self._numbers = itertools.count(1)
+        self._again_at: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="cluster-link", daemon=True)
+        self._unheard: set[str] | None = None
+        self.settled = threading.Event()
+        """Set when all nodes that were there at the start have said something or were given up."""
+
+    def start(self, target: Target) -> None:
+        """Tell ``target`` what happens to nodes from now on."""
+        self._target = target
+        self._thread.start()
+        self._loop.call_soon_threadsafe(self._go, self._watch())
+
+    def send(self, node: str, command: wire.Command) -> None:
+        self._loop.call_soon_threadsafe(self._send, node, command)
+
+    def drop(self, node: str, why: str) -> None:
+        self._loop.call_soon_threadsafe(self._drop, node, why)
+
+    def close(self) -> None:
+        """End every node's processes and leave Ray; blocks for as long as that takes."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        for life in self._lives.values():
+            _kill(life.actor)
+        ray.shutdown()
+
+    # ---- on the loop
+
+    def _go(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _send(self, node: str, command: wire.Command) -> None:
+        if life := self._lives.get(node):
+            life.outgoing.append(command)
+            if len(life.outgoing) == 1:
+                # What the Dispatcher tells in one go leaves in one call.
+                self._loop.call_soon(self._flush, life)
+
+    def _flush(self, life: "_Life") -> None:
+        frame = wire.encode_commands(life.outgoing)
+        life.outgoing.clear()
+        self._go(self._deliver(life, frame))
+
+    async def _deliver(self, life: "_Life", frame: bytes) -> None:
+        try:
+            await life.actor.tell.remote(frame)
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises, the node can't be reached
+            self._drop(life.id, _why(error))
+
+    def _drop(self, node: str, why: str) -> None:
+        life = self._lives.pop(node, None)
+        if life is None:
+            return
+        self._settle(node)
+        self._again_at[life.ray_id] = self._loop.time() + _AGAIN_S
+        life.task.cancel()
+        self._go(asyncio.to_thread(_kill, life.actor))
+        self._target.tell(NodeLeft(node, why))
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                found = await asyncio.to_thread(ray.nodes)
+            except Exception as error:  # noqa: BLE001 - Ray's own head is away; what runs goes on
+                _log.warning("Ray does not say which nodes there are: %s", _why(error))
+            else:
+                self._compare(found)
+            await asyncio.sleep(_WATCH_S)
+
+    def _compare(self, found: list[dict[str, Any]]) -> None:
+        alive = {one["NodeID"]: one for one in found if one["Alive"]}
+        for life in list(self._lives.values()):
+            if life.ray_id not in alive:
+                self._drop(life.id, "Ray has lost its machine")
+        taken = {life.ray_id for life in self._lives.values()}
+        names = [one["NodeName"] for one in alive.values()]
+        for ray_id, one in alive.items():
+            mib = one["Resources"].get(RESOURCE, 0.0)
+            if mib and ray_id not in taken and self._again_at.get(ray_id, 0.0) <= self._loop.time():
+                name = one["NodeName"]
+                self._begin(ray_id, name if names.count(name) == 1 else f"{name}-{ray_id[:4]}", mib)
+        if self._unheard is None:
+            self._unheard = set(self._lives)
+        self._settle("")
+
+    def _settle(self, node: str) -> None:
+        if self._unheard is not None:
+            self._unheard.discard(node)
+            if not self._unheard:
+                self.settled.set()
+
+    def _begin(self, ray_id: str, name: str, mib: float) -> None:
+        life = _Life(f"{ray_id[:12]}.{next(self._numbers)}", ray_id, name)
+        # All of the resource: `ray status` shows it as taken, and a second server can't count the same memory again.
+        life.actor = _remote_class().options(
+            num_cpus=0,
+            resources={RESOURCE: mib},
+            scheduling_strategy=NodeAffinitySchedulingStrategy(ray_id, soft=False),
+            max_concurrency=1000,
+            max_restarts=0,
+        ).remote()  # fmt: skip
+        self._lives[life.id] = life
+        life.task = self._go(self._live(life, int(mib * MIB)))
+
+    async def _live(self, life: "_Life", limit_bytes: int) -> None:
+        try:
+            start = life.actor.start.remote(__version__, self._settings, limit_bytes)
+            if problem := await asyncio.wait_for(_result(start), _START_S):
+                _log.error("the node %s can't be used: %s", life.name, problem)
+                self._drop(life.id, problem)
+                return
+            self._target.tell(NodeJoined(life.id, life.name))
+            while True:
+                frame = await asyncio.wait_for(_result(life.actor.poll.remote()), _SILENT_S)
+                if items := wire.decode_items(frame):
+                    self._target.tell(FromNode(life.id, items))
+                    self._settle(life.id)
+        except TimeoutError:
+            self._drop(life.id, f"it has said nothing for {_SILENT_S:.0f} s")
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises, the node can't be reached
+            self._drop(life.id, _why(error))
+
+
+class _Life:
+    actor: Any
+    task: "asyncio.Task[None]"
+
+    def __init__(self, one: str, ray_id: str, name: str) -> None:
+        self.id = one
+        self.ray_id = ray_id
+        self.name = name
+        self.outgoing: list[wire.Command] = []
+
+
+async def _result(ref: Any) -> Any:
+    return await ref
+
+
+def _remote_class() -> Any:
+    return ray.remote(NodeServer)
+
+
+def _kill(actor: Any) -> None:
+    try:
+        ray.kill(actor)
+    except Exception as error:  # noqa: BLE001 - it is gone already, or Ray is
+        _log.debug("a node's process could not be ended: %s", error)
+
+
+def _why(error: Exception) -> str:
+    """Ray's reason without its stack and its ids."""
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        return "its process has ended"
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        return "it can't be reached any more"
+    cause = getattr(error, "cause", None) or error
+    return " ".join(str(cause).split()) or type(error).__name__
