@@ -20,7 +20,7 @@ _TRIES = 4
 
 
 class _Open:
-    """A request without an ending; ``node`` is where it was sent, ``touched``: the client has had some of the answer."""
+    """A request without an ending; ``node`` is where it was sent, ``touched``: the client has had some of it."""
 
     __slots__ = ("chat", "keys", "node", "touched", "tries")
 

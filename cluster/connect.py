@@ -23,6 +23,10 @@ def connect(config: Config) -> MakeSystem:
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("serve --cluster needs Ray, which is not installed: pip install 'mlx-plimsoll[cluster]'")
     import ray  # noqa: PLC0415 - an extra
+    import ray._private.worker  # noqa: PLC0415 - as said
+
+    # log_to_driver leaves out one thread, which prints to stdout what Ray's nodes complain of.
+    ray._private.worker._worker_logs_enabled = False  # noqa: SLF001 - there is no other way
 
     address = config.cluster.address
     try:

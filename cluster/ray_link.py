@@ -116,12 +116,10 @@ class RayLink:
             if life.ray_id not in alive:
                 self._drop(life.id, "Ray has lost its machine")
         taken = {life.ray_id for life in self._lives.values()}
-        names = [one["NodeName"] for one in alive.values()]
         for ray_id, one in alive.items():
             mib = one["Resources"].get(RESOURCE, 0.0)
             if mib and ray_id not in taken and self._again_at.get(ray_id, 0.0) <= self._loop.time():
-                name = one["NodeName"]
-                self._begin(ray_id, name if names.count(name) == 1 else f"{name}-{ray_id[:4]}", mib)
+                self._begin(ray_id, one["NodeName"], mib)
         if self._unheard is None:
             self._unheard = set(self._lives)
         self._settle("")
@@ -152,6 +150,9 @@ class RayLink:
                 _log.error("the node %s can't be used: %s", life.name, problem)
                 self._drop(life.id, problem)
                 return
+            if any(other.joined and other.name == life.name for other in self._lives.values()):
+                life.name = f"{life.name}-{life.ray_id[:4]}"
+            life.joined = True
             self._target.tell(NodeJoined(life.id, life.name))
             while True:
                 frame = await asyncio.wait_for(_result(life.actor.poll.remote()), _SILENT_S)
@@ -172,6 +173,7 @@ class _Life:
         self.id = one
         self.ray_id = ray_id
         self.name = name
+        self.joined = False
         self.outgoing: list[wire.Command] = []
 
 

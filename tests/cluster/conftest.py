@@ -24,7 +24,9 @@ from plimsoll.memory.plan import Need, Seat
 from plimsoll.memory.sample import Level, Reading, Sample
 
 GIB = 1024**3
-DEADLINE_S = 30.0
+DEADLINE_S = 15.0
+# By the ledgers ``one`` holds three and ``two`` holds two fake models: each is granted 501 MiB and uses 10.
+ONE_MIB, TWO_MIB = 1800, 1380
 
 
 class Figures:
@@ -71,12 +73,18 @@ class RayNode:
         self.name = name
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-name={name}"),
-            *("--include-log-monitor=false", "--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"),
+            *(
+                "--include-log-monitor=false",
+                "--num-cpus=1",
+                "--object-store-memory=100000000",
+                "--disable-usage-stats",
+            ),
             *("--min-worker-port=0", "--max-worker-port=0", "--node-ip-address=127.0.0.1"),
             *(f'--resources={{"plimsoll_mib": {mib}}}', *options),
         ]
         # Ray's own monitor would kill at 95 % of the machine, whatever else runs there.
         variables = {"RAY_memory_monitor_refresh_ms": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+        variables |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
         variables |= {f"XDG_{kind}_HOME": str(folder / kind.lower()) for kind in ("STATE", "CONFIG")}
         with (folder / f"{name}.log").open("w") as log:
             self.child = subprocess.Popen(
@@ -98,7 +106,7 @@ class RayCluster:
         port = free_port()
         self.address = f"127.0.0.1:{port}"
         self.one = RayNode(
-            *(folder, "one", 1500, "--head", f"--port={port}"),
+            *(folder, "one", ONE_MIB, "--head", f"--port={port}"),
             *("--include-dashboard=false", f"--temp-dir={folder}/r"),
         )
         until = time.monotonic() + DEADLINE_S
@@ -114,7 +122,7 @@ class RayCluster:
         self.two = self.start_two()
 
     def start_two(self) -> RayNode:
-        self.two = RayNode(self.folder, "two", 1100, f"--address={self.address}")
+        self.two = RayNode(self.folder, "two", TWO_MIB, f"--address={self.address}")
         return self.two
 
     def close(self) -> None:
@@ -145,21 +153,25 @@ class ClusterServer:
     def __init__(self, folder: Path, address: str, **sections: Any) -> None:
         file = folder / "config.yaml"
         self.log = folder / "plimsoll.log"
-        models = {"builtin": False, "cache_dir": str(folder), **sections.pop("models", {})}
-        always = {
+        always: dict[str, dict[str, Any]] = {
+            "models": {"builtin": False, "cache_dir": str(folder)},
             "server": {"port": 0, "shutdown_grace": "5s"},
             "cluster": {"address": address},
-            "engine": {"spare_worker": False},
+            "engine": {"spare_worker": False, "kv_budget": "200MiB"},
             "logging": {"file": str(self.log), "blackbox": "none"},
         }
-        file.write_text(json.dumps({**always, **sections, "models": models}))
+        file.write_text(
+            json.dumps({name: always.get(name, {}) | sections.get(name, {}) for name in {*always, *sections}})
+        )
         self._errors = (folder / "stderr").open("w+")
         command = [sys.executable, "-m", "plimsoll", "serve", "--cluster", "--config", str(file)]
         self.child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=folder)
         assert self.child.stdout
         found = re.search(r"http://[\d.]+:\d+", self.child.stdout.readline())
-        assert found, self.stderr()
-        self.http = httpx.Client(base_url=found[0], timeout=DEADLINE_S)
+        if found is None:
+            self.child.kill()
+            pytest.fail(self.stderr())
+        self.http = httpx.Client(base_url=found[0], timeout=60.0)
 
     def stderr(self) -> str:
         self._errors.seek(0)
@@ -230,3 +242,8 @@ def node_workers() -> list[psutil.Process]:
             if "plimsoll.engine.worker" in process.cmdline() and "RAY_JOB_ID" in process.environ():
                 found.append(process)
     return found
+
+
+@pytest.fixture(name="workers")
+def _workers() -> Callable[[], list[psutil.Process]]:
+    return node_workers
