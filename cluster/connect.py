@@ -1,6 +1,7 @@
 """Into Ray's cluster, before the server's own signal handlers are set: Ray sets its own when it begins."""
 
 import importlib.util
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from plimsoll.journal.journal import Journal
 
 if TYPE_CHECKING:
     from plimsoll.cluster.system import ClusterSystem
+
+_ANSWER_S = 5.0
 
 MakeSystem = Callable[[Config, Catalog, Journal, dict[str, int]], "ClusterSystem"]
 
@@ -30,6 +33,7 @@ def connect(config: Config) -> MakeSystem:
 
     address = config.cluster.address
     try:
+        _look_for(address)
         ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -46,3 +50,10 @@ def connect(config: Config) -> MakeSystem:
         return ClusterSystem(config, catalog, journal, footprints, RayLink(node_settings(config)))
 
     return make
+
+
+def _look_for(address: str) -> None:
+    """Raise ``OSError`` or ``ValueError`` where nobody listens: Ray itself would wait for minutes."""
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), _ANSWER_S).close()

@@ -48,7 +48,7 @@ class Members:
         """Go by this report of the node from now on."""
         now = self._clock()
         member.report, member.ahead_s = report, now - report.sent_s
-        self.fleet.report(view_of(member, report, self.thresholds.critical, self._slots), now)
+        self.fleet.report(view_of(member, report, self.thresholds, self._slots), now)
 
     def leave(self, node: str) -> tuple[Member, NodeView | None] | None:
         """Forget the node; what was known of it, None for one that is not known."""
@@ -56,7 +56,7 @@ class Members:
         return (member, self.fleet.lose(node)) if member else None
 
 
-def view_of(member: Member, report: Report, critical_percent: float, slots: int) -> NodeView:
+def view_of(member: Member, report: Report, thresholds: Thresholds, slots: int) -> NodeView:
     """What decisions need of a report. What its worker has beyond ``slots`` waits there, so it counts as queued."""
     status = report.status
     absent = {one.name for one in status.models if one.state in _ABSENT}
@@ -65,7 +65,8 @@ def view_of(member: Member, report: Report, critical_percent: float, slots: int)
         member.name,
         status.sample,
         status.level,
-        critical_percent,
+        thresholds.warning,
+        thresholds.critical,
         seats=tuple(seat for seat in status.seats if seat.name not in absent),
         traffic=tuple(
             Traffic(one.name, min(one.active, slots), one.queued + max(0, one.active - slots), slots)

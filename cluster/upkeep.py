@@ -142,12 +142,12 @@ class Upkeep:
             now=now,
             rules=self._rules,
         )
-        if grown is None or not grown.placed or grown.need is None:
-            return False
-        _log.info("another replica: %s", grown.reason)
-        fleet.book(grown.node, name, grown.need.total_bytes, now)
-        self.load(grown.node, name)
-        return True
+        for one in grown:
+            if one.placed and one.need:
+                _log.info("another replica: %s", one.reason)
+                fleet.book(one.node, name, one.need.total_bytes, now)
+                self.load(one.node, name)
+        return bool(grown)
 
     def _shrink(self, name: str, demand: Demand, now: float, grace_s: float) -> None:
         pinned = frozenset({self._pinned_at[name]} if name in self._pinned_at else ())

@@ -1,0 +1,338 @@
+"""The Dispatcher on made-up nodes: what it sends them, and what becomes of what they say."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from plimsoll.actors import messages as m
+from plimsoll.actors.messages import State
+from plimsoll.catalog import Catalog
+from plimsoll.cluster import wire
+from plimsoll.cluster.dispatcher import Dispatcher
+from plimsoll.cluster.messages import FromNode, NodeJoined, NodeLeft, Tick
+from plimsoll.cluster.replicas import Rules
+from plimsoll.config import parse
+from plimsoll.engine.protocol import ChatRequest, Usage
+from plimsoll.errors import InsufficientMemory, NeverFits, ShuttingDown, UnknownModel, WorkerDied
+from plimsoll.journal.journal import Journal
+from plimsoll.memory.levels import Thresholds
+from plimsoll.memory.plan import Need, Seat
+from plimsoll.memory.sample import Level, Reading, Sample
+
+GIB = 1024**3
+NEED = Need(measured_bytes=10 * GIB)
+
+
+class Reply:
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+
+    def send(self, item: Any) -> None:
+        self.items.append(item)
+
+    @property
+    def error(self) -> Any:
+        assert isinstance(self.items[-1], m.Failed), self.items
+        return self.items[-1].error
+
+
+class Stage:
+    """A Dispatcher without a thread, told and looked at in one; its clock and its nodes are the test's."""
+
+    def __init__(self, **models: Any) -> None:
+        self.time = 1000.0
+        self.sent: list[tuple[str, Any]] = []
+        self.dropped: list[str] = []
+        entries = {
+            name: {"source": f"fake:length={number}", **more} for number, (name, more) in enumerate(models.items())
+        }
+        self._numbers = iter(range(1000))
+        self.dispatcher: Any = Dispatcher(
+            Catalog(parse({"models": {"builtin": False, "entries": entries}}).models),
+            self,
+            Journal(),
+            self,
+            thresholds=Thresholds(),
+            rules=Rules(grow_after_s=5.0, shrink_after_s=60.0),
+            slots=2,
+            queue=3,
+            critical_grace_s=10.0,
+        )
+
+    # ---- what the Dispatcher has of the world
+
+    def send(self, node: str, command: Any) -> None:
+        self.sent.append((node, command))
+
+    def drop(self, node: str, why: str) -> None:
+        self.dropped.append(node)
+
+    def now(self) -> float:
+        return self.time
+
+    def tell_later(self, delay_s: float, ref: Any, message: Any) -> None: ...
+
+    # ---- what the test does
+
+    def tell(self, message: Any) -> None:
+        self.dispatcher.on_receive(message)
+
+    def node(self, node: str, used: float = 5, *, total: float = 40, **models: Any) -> None:
+        """The node joins, or reports again; ``models`` gives states, or whole ``ModelStatus``es."""
+        self.tell(NodeJoined(node, node))
+        self.report(node, used, total=total, **models)
+
+    def report(self, node: str, used: float = 5, *, total: float = 40, **models: Any) -> None:
+        sample = Sample(self.time, (Reading("limit", int(total * GIB), int(used * GIB)),))
+        told = [one if isinstance(one, m.ModelStatus) else m.ModelStatus(name, one) for name, one in models.items()]
+        seats = tuple(
+            Seat(
+                one.name,
+                10 * GIB,
+                10 * GIB if one.state in m.LOADED else 0,
+                self.time,
+                loaded=one.state in m.LOADED,
+                idle=one.state is State.READY,
+                pinned=one.pinned,
+            )
+            for one in told
+        )
+        status = m.Status(Level.NORMAL, sample, told, "open", False, [], seats=seats)
+        self.says(node, "", wire.Report(self.time, status))
+
+    def says(self, node: str, one: str, *items: Any) -> None:
+        self.tell(FromNode(node, [(one, item) for item in items]))
+
+    def chat(self, model: str = "a", *texts: str, chat_id: str = "") -> tuple[str, Reply]:
+        """Its id and its reply."""
+        reply, one = Reply(), chat_id or f"chat{next(self._numbers)}"
+        request = ChatRequest([{"role": "user", "content": text} for text in texts or ("hi",)])
+        self.tell(m.Chat(one, model, request, reply))
+        return one, reply
+
+    def taken(self, kind: type) -> list[tuple[str, Any]]:
+        """The commands of that kind that were sent since; they are taken away."""
+        found = [(node, command) for node, command in self.sent if isinstance(command, kind)]
+        self.sent = [one for one in self.sent if not isinstance(one[1], kind)]
+        return found
+
+    def weigh(self, need: Need = NEED) -> None:
+        """Every node that was asked says what the model takes."""
+        for node, command in self.taken(wire.Weigh):
+            self.says(node, command.id, wire.Ways((need,)))
+
+    def status(self) -> m.Status:
+        reply = Reply()
+        self.tell(m.GetStatus(reply))
+        status: m.Status = reply.items[0]
+        return status
+
+
+@pytest.fixture
+def stage() -> Callable[..., Stage]:
+    return lambda **models: Stage(**(models or {"a": {}, "b": {}}))
+
+
+def test_a_chat_goes_to_the_node_that_its_model_is_placed_on_and_its_items_come_back(stage: Any) -> None:
+    one = stage()
+    one.node("x", used=30)
+    one.node("y", used=5)
+    chat, reply = one.chat("a")
+    assert reply.items == [m.Waiting("queue")]
+    one.weigh()
+    ((node, command),) = one.taken(wire.Chat)
+    assert (node, command.model, command.retried) == ("y", "a", False)
+    one.says("y", chat, m.Delta("Paris", 1), m.Finished("stop", Usage(3, 1)))
+    one.says("y", chat, m.Delta("late", 2))
+    assert reply.items[1:] == [m.Delta("Paris", 1), m.Finished("stop", Usage(3, 1))]
+
+
+def test_ten_callers_of_a_cold_model_cause_one_placement_and_no_more_than_the_queue_wait(stage: Any) -> None:
+    one = stage()
+    one.node("x")
+    replies = [one.chat("a")[1] for _ in range(5)]
+    assert len(one.taken(wire.Weigh)) == 1
+    assert [reply.error.code for reply in replies[3:]] == ["queue_full"] * 2
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_the_reason_of_each_node(stage: Any) -> None:
+    one = stage()
+    one.node("x", used=35, b=m.ModelStatus("b", State.BUSY, active=1))
+    one.node("y", used=36)
+    _, reply = one.chat("a")
+    one.weigh()
+    assert isinstance(reply.error, InsufficientMemory)
+    assert [reason.split()[0] for reason in reply.error.details["reasons"]] == ["x", "y"]
+    assert "b is busy" in reply.error.details["reasons"][0]
+    _, reply = one.chat("a")
+    one.weigh(Need(measured_bytes=99 * GIB))
+    assert isinstance(reply.error, NeverFits)
+
+
+def test_a_node_whose_own_ledger_refuses_is_left_out_and_another_one_asked(stage: Any) -> None:
+    one = stage()
+    one.node("x", used=20)
+    one.node("y", used=5)
+    chat, reply = one.chat("a")
+    one.weigh()
+    ((first, _),) = one.taken(wire.Chat)
+    one.says(first, chat, m.Waiting("queue"), m.Failed(InsufficientMemory("no room")))
+    one.weigh()
+    ((second, _),) = one.taken(wire.Chat)
+    assert {first, second} == {"x", "y"}
+    one.says(second, chat, m.Failed(InsufficientMemory("no room")))
+    one.weigh()
+    assert "a load failed there" in str(reply.error.details["reasons"])
+    assert sum(isinstance(item, m.Failed) for item in reply.items) == 1
+
+
+def test_a_loaded_models_refusal_of_one_request_is_the_clients(stage: Any) -> None:
+    one = stage()
+    one.node("x", a=State.READY)
+    chat, reply = one.chat("a")
+    one.taken(wire.Chat)
+    one.says("x", chat, m.Failed(NeverFits("the prompt is too long for its KV cache")))
+    assert reply.error.message == "the prompt is too long for its KV cache"
+    assert not one.sent
+
+
+def test_the_next_turn_goes_where_the_first_was_answered(stage: Any) -> None:
+    one = stage()
+    one.node("x", a=m.ModelStatus("a", State.BUSY, active=1))
+    one.node("y", a=State.READY)
+    one.chat("a", "first")
+    one.report("x", a=State.READY)
+    one.report("y", a=m.ModelStatus("a", State.BUSY, active=1))
+    one.chat("a", "first", "answer", "second")
+    one.chat("a", "another")
+    assert [node for node, _ in one.taken(wire.Chat)] == ["y", "y", "x"]
+
+
+def test_a_lost_node_ends_what_has_begun_and_the_rest_goes_elsewhere_once(stage: Any) -> None:
+    one = stage()
+    one.node("x", a=State.READY)
+    begun, ended = one.chat("a", "begun")
+    _, fresh = one.chat("a", "fresh")
+    one.says("x", begun, m.Delta("some", 1))
+    one.node("y", a=State.READY)
+    one.taken(wire.Chat)
+    one.tell(NodeLeft("x", "its process has ended"))
+    assert isinstance(ended.error, WorkerDied)
+    text = "the node x, which ran this answer, was lost: its process has ended; send the request again"
+    assert ended.error.message == text
+    ((node, again),) = one.taken(wire.Chat)
+    assert (node, again.retried) == ("y", True)
+    one.tell(NodeLeft("y", "its process has ended"))
+    assert isinstance(fresh.error, WorkerDied)
+    assert sum(isinstance(item, m.Failed) for item in [*ended.items, *fresh.items]) == 2
+
+
+def test_a_lost_nodes_models_are_loaded_where_they_fit(stage: Any) -> None:
+    one = stage(a={}, b={}, c={})
+    one.node("x", used=5)
+    for name in "abc":
+        one.chat(name)
+        one.weigh()
+    one.node("y", used=15)
+    one.report("x", used=35, a=State.READY, b=State.READY, c=State.READY)
+    one.sent.clear()
+    one.tell(NodeLeft("x", "gone"))
+    # 15 of 40 GiB are used there and 38 is the line, so two of them fit.
+    assert [(node, command.model) for node, command in one.taken(wire.Load)] == [("y", "a"), ("y", "b")]
+
+
+def test_a_client_that_leaves_is_told_to_the_node_or_leaves_the_line(stage: Any) -> None:
+    one = stage()
+    one.node("x")
+    chat, reply = one.chat("a")
+    one.tell(m.Cancel(chat, "a"))
+    assert reply.items[-1] == m.Finished("cancelled", Usage())
+    one.weigh()
+    assert not one.taken(wire.Chat)
+    sent, _ = one.chat("a")
+    one.weigh()
+    one.tell(m.Cancel(sent, "a"))
+    assert one.taken(wire.Cancel) == [("x", wire.Cancel(sent, "a"))]
+
+
+def test_a_pinned_model_is_pinned_on_one_node_and_on_another_after_a_loss(stage: Any) -> None:
+    one = stage(a={"pin": True})
+    one.node("x", used=20)
+    one.weigh()
+    assert [(node, command.pinned) for node, command in one.taken(wire.Pin)] == [("x", True)]
+    one.report("x", used=30, a=m.ModelStatus("a", State.READY, pinned=True))
+    one.node("y")
+    assert not one.taken(wire.Pin)
+    one.tell(NodeLeft("x", "gone"))
+    assert [(node, command.pinned) for node, command in one.taken(wire.Pin)] == [("y", True)]
+
+
+def test_a_model_whose_requests_queue_gets_a_replica(stage: Any) -> None:
+    one = stage()
+    one.node("x")
+    one.chat("a")
+    one.weigh()
+    one.node("y")
+    for _ in range(3):
+        one.report("x", used=15, a=m.ModelStatus("a", State.BUSY, active=3))
+        one.report("y")
+        one.tell(Tick())
+        one.time += 3
+    assert [(node, command.model) for node, command in one.taken(wire.Load)] == [("y", "a")]
+
+
+def test_a_load_is_answered_with_the_models_status_and_an_unload_when_no_node_has_it(stage: Any) -> None:
+    one = stage()
+    one.node("x", a=State.READY)
+    one.node("y", a=State.READY)
+    loaded, unloaded = Reply(), Reply()
+    one.tell(m.LoadModel("a", loaded))
+    assert loaded.items[0].state is State.READY
+    one.tell(m.UnloadModel("a", unloaded, 1.0))
+    (_, first), (_, second) = one.taken(wire.Unload)
+    one.says("x", first.id, m.ModelStatus("a", State.STOPPED))
+    assert not unloaded.items
+    one.says("y", second.id, m.ModelStatus("a", State.STOPPED))
+    assert unloaded.items == [m.ModelStatus("a", State.STOPPED)]
+    unknown = Reply()
+    one.tell(m.LoadModel("nothing", unknown))
+    assert isinstance(unknown.error, UnknownModel)
+
+
+def test_the_whole_shows_the_fullest_nodes_memory_and_each_node(stage: Any) -> None:
+    one = stage()
+    one.node("x", used=10, a=m.ModelStatus("a", State.READY, active=1))
+    one.node("y", used=20, a=m.ModelStatus("a", State.BUSY, active=2), b=State.LOADING)
+    status = one.status()
+    assert status.sample is not None
+    assert status.sample.used_percent == 50.0
+    (a, b) = status.models
+    assert (a.name, a.state, a.active, b.state) == ("a", State.BUSY, 3, State.LOADING)
+    assert [(node.name, node.used_percent, node.models) for node in status.nodes or ()] == [
+        ("x", 25.0, ("a",)),
+        ("y", 50.0, ("a", "b")),
+    ]
+
+
+def test_a_silent_node_is_given_up(stage: Any) -> None:
+    one = stage()
+    one.node("x")
+    one.time += 31
+    one.tell(Tick())
+    assert one.dropped == ["x"]
+
+
+def test_a_stop_ends_those_who_wait_and_is_answered_when_every_node_has_stopped(stage: Any) -> None:
+    one = stage()
+    one.node("x")
+    one.node("y")
+    _, waiting = one.chat("a")
+    stopped = Reply()
+    one.tell(m.StopAll(5.0, stopped))
+    assert isinstance(waiting.error, ShuttingDown)
+    (_, first), (lost, _) = one.taken(wire.Stop)
+    one.says("x", first.id, None)
+    assert not stopped.items
+    one.tell(NodeLeft(lost, "gone"))
+    assert stopped.items == [None]
