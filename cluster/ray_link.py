@@ -58,13 +58,21 @@ class RayLink:
     def close(self) -> None:
         """End every node's processes and leave Ray; blocks for as long as that takes."""
         if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._end_tasks(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+            self._loop.close()
         for life in self._lives.values():
             _kill(life.actor)
         ray.shutdown()
 
     # ---- on the loop
+
+    async def _end_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _go(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = self._loop.create_task(work)
@@ -145,8 +153,7 @@ class RayLink:
 
     async def _live(self, life: "_Life", limit_bytes: int) -> None:
         try:
-            start = life.actor.start.remote(__version__, self._settings, limit_bytes)
-            if problem := await asyncio.wait_for(_result(start), _START_S):
+            if problem := await self._start(life, limit_bytes):
                 _log.error("the node %s can't be used: %s", life.name, problem)
                 self._drop(life.id, problem)
                 return
@@ -163,6 +170,18 @@ class RayLink:
             self._drop(life.id, f"it has said nothing for {_SILENT_S:.0f} s")
         except Exception as error:  # noqa: BLE001 - whatever Ray raises, the node can't be reached
             self._drop(life.id, _why(error))
+
+    async def _start(self, life: "_Life", limit_bytes: int) -> str:
+        """Why it can't be used, or ""."""
+        started = life.actor.start.remote(__version__, self._settings, limit_bytes)
+        try:
+            problem: str = await asyncio.wait_for(_result(started), _START_S)
+        except TimeoutError:
+            return (
+                f"its process did not start within {_START_S:.0f} s; ray status says whether another server holds its"
+                f" {RESOURCE}"
+            )
+        return problem
 
 
 class _Life:
