@@ -30,6 +30,9 @@ from plimsoll.memory.sample import Reading
 
 _KINDS: dict[str, Literal["host_full", "host_never"]] = {"full": "host_full", "never": "host_never"}
 
+# How MLX's ring says that another rank is gone.
+_LOST = "connection to a peer was lost"
+
 
 class GroupSettings(msgspec.Struct, frozen=True):
     """How the ranks of a group are started and what their hosts may be filled with.
@@ -193,6 +196,10 @@ class WorkerGroup:
                         sum(getattr(one, key) for one in self._progress.values()) for key in ("done", "total")
                     )
                     self._on_event(LoadProgress(event.stage, done, total))
+                case EngineError() if _LOST in event.message:
+                    # What a rank hears of another's end may be here before that end is.
+                    names = ", ".join(dict.fromkeys(host.name for host in self._hosts))
+                    self._end(EngineError("engine", f"a rank of the group ended or left the network (on {names})"))
                 case LoadError() | EngineError() if rank:
                     self._end(msgspec.structs.replace(event, message=f"{self._name(rank)}: {event.message}"))
                 case Ready() if rank:

