@@ -131,7 +131,7 @@ class Chats:
             return False
         if any(replica.ready and replica.node == one.node for replica in self._placing.replicas(one.chat.model)):
             return False  # what is loaded there refused the request itself
-        self._placing.refused(one.chat.model, one.node)
+        self._placing.refused(one.chat.model, one.node, error.message)
         one.tries += 1
         one.node = ""
         self._dispatch(one)

@@ -20,19 +20,18 @@ from plimsoll.catalog import Catalog
 from plimsoll.cluster import wire
 from plimsoll.cluster.chats import Chats
 from plimsoll.cluster.errands import Errands, all_of
-from plimsoll.cluster.members import Member, Members
+from plimsoll.cluster.members import Members
 from plimsoll.cluster.messages import FromNode, NodeJoined, NodeLeft, Nodes, Tick
-from plimsoll.cluster.placement import place
-from plimsoll.cluster.placing import Placing, Want
+from plimsoll.cluster.orders import Orders, no_node
+from plimsoll.cluster.placing import Placing
 from plimsoll.cluster.replicas import Rules
 from plimsoll.cluster.settings import models_section
 from plimsoll.cluster.upkeep import Upkeep
-from plimsoll.cluster.whole import local, merged, whole
-from plimsoll.errors import InternalError, PlimsollError, Unavailable, WorkerDied
+from plimsoll.cluster.whole import whole
+from plimsoll.errors import InternalError, WorkerDied
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
-from plimsoll.memory.plan import Decision, Plan, plan
 
 log = logging.getLogger("plimsoll.cluster")
 
@@ -60,7 +59,6 @@ class Dispatcher(pykka.ThreadingActor):
         critical_grace_s: float,
     ) -> None:
         super().__init__()
-        self._catalog = catalog
         self._nodes = nodes
         self._journal = journal
         self._timers = timers
@@ -75,17 +73,18 @@ class Dispatcher(pykka.ThreadingActor):
         self._upkeep = Upkeep(
             self._members, self._placing, self._errands, catalog=catalog, rules=rules, clock=timers.now
         )
+        self._orders = Orders(nodes, self._members, self._placing, self._errands, catalog=catalog, clock=timers.now)
         self._handlers: dict[type, Callable[[Any], object]] = {
             FromNode: self._on_items,
             m.Chat: self._chats.on_chat,
             m.Cancel: self._chats.on_cancel,
-            m.KeepAlive: self._on_keep_alive,
+            m.KeepAlive: self._orders.on_keep_alive,
             m.GetStatus: self._on_get_status,
-            m.LoadModel: self._on_load,
-            m.UnloadModel: self._on_unload,
+            m.LoadModel: self._orders.on_load,
+            m.UnloadModel: self._orders.on_unload,
             m.PinModel: self._on_pin,
-            m.CleanUpModels: self._on_clean_up,
-            m.PlanLoad: self._on_plan,
+            m.CleanUpModels: self._orders.on_clean_up,
+            m.PlanLoad: self._orders.on_plan,
             m.Reconfigure: self._on_reconfigure,
             m.StopAll: self._on_stop_all,
             NodeJoined: self._on_joined,
@@ -154,131 +153,21 @@ class Dispatcher(pykka.ThreadingActor):
             self._upkeep.keep_pinned()
             self._upkeep.balance(self._critical_grace_s)
 
-    # ---- models
-
-    def _holders(self, model: str) -> list[Member]:
-        """The nodes on which the model has an actor."""
-        return [one for one in self._members if one.report and any(model == s.name for s in one.report.status.models)]
-
-    def _status_of(self, model: str) -> m.ModelStatus | None:
-        found = [
-            local(member, status)
-            for member in self._holders(model)
-            for status in (member.report.status.models if member.report else ())
-            if status.name == model
-        ]
-        return merged(found) if found else None
-
-    def _on_keep_alive(self, message: m.KeepAlive) -> None:
-        for member in self._holders(message.model):
-            self._nodes.send(member.id, wire.KeepAlive(message.model, message.seconds))
-
-    def _on_load(self, message: m.LoadModel) -> None:
-        name = message.model
-        if not self._known(name, message.reply):
-            return
-        status = self._status_of(name)
-        if status and status.state in m.SERVING:
-            message.reply.send(status)
-            return
-
-        def go(node: str) -> None:
-            self._errands.ask(node, lambda one: wire.Load(one, name), lambda item: heard(node, item))
-
-        def heard(node: str, item: Any) -> None:
-            if isinstance(item, m.ModelStatus) and (member := self._members.get(node)):
-                message.reply.send(local(member, item))
-                return
-            if isinstance(item, m.Failed):
-                self._placing.refused(name, node)
-            message.reply.send(item)
-
-        self._placing.want(name, Want("", go, lambda error: message.reply.send(m.Failed(error))))
-
-    def _on_unload(self, message: m.UnloadModel) -> None:
-        name, holders = message.model, self._holders(message.model)
-        if not holders:
-            if self._known(name, message.reply):
-                message.reply.send(m.ModelStatus(name, State.COLD))
-            return
-
-        def done(items: list[Any]) -> None:
-            failed = next((item for item in items if isinstance(item, m.Failed)), None)
-            message.reply.send(failed or m.ModelStatus(name, State.STOPPED))
-
-        collect = all_of(len(holders), done)
-        for member in holders:
-            self._errands.ask(member.id, lambda one: wire.Unload(one, name, message.grace_s), collect)
+    # ---- the whole
 
     def _on_pin(self, message: m.PinModel) -> None:
-        if not self._known(message.model, message.reply):
+        if not self._orders.known(message.model, message.reply):
             return
         self._upkeep.pin(message.model, pinned=message.pinned)
         self._upkeep.keep_pinned()
-        status = self._status_of(message.model) or m.ModelStatus(message.model, State.COLD)
+        status = self._orders.status_of(message.model) or m.ModelStatus(message.model, State.COLD)
         message.reply.send(msgspec.structs.replace(status, pinned=message.pinned))
-
-    def _on_clean_up(self, message: m.CleanUpModels) -> None:
-        members = list(self._members)
-        if not members:
-            message.reply.send(m.Failed(_no_node()))
-            return
-
-        def done(items: list[Any]) -> None:
-            reports = [item for item in items if isinstance(item, m.CleanupReport)]
-            if not reports:
-                message.reply.send(items[0])
-                return
-            message.reply.send(
-                m.CleanupReport(
-                    message.aggressive,
-                    reports[0].reason,
-                    [name for one in reports for name in one.unloaded],
-                    sum(one.expected_bytes for one in reports),
-                    sum(one.freed_bytes for one in reports),
-                    max(one.percent_before for one in reports),
-                    max(one.percent_after for one in reports),
-                )
-            )
-
-        collect = all_of(len(members), done)
-        for member in members:
-            self._errands.ask(member.id, lambda one: wire.CleanUp(one, message.aggressive), collect)
-
-    def _on_plan(self, message: m.PlanLoad) -> None:
-        fleet, name = self._members.fleet, message.model
-        self._placing.needs[name] = message.needs
-        answer = place(name, message.needs, fleet.nodes, self._timers.now(), avoid=self._placing.avoided(name))
-        if answer.placed and answer.need and answer.plan:
-            message.reply.send(Decision(answer.need, answer.plan))
-            return
-        open_ones = [one for one in fleet.nodes if one.view.sample]
-        if not open_ones:
-            message.reply.send(m.Failed(_no_node()))
-            return
-        best, need = max(open_ones, key=lambda one: one.distance_bytes), message.needs[-1]
-        others = [seat for seat in best.seats if seat.name != name]
-        assert best.view.sample is not None  # noqa: S101 - asked for above
-        found: Plan = plan(need.total_bytes, others, best.view.sample, best.view.critical_percent)
-        message.reply.send(Decision(need, found))
-
-    def _known(self, name: str, reply: m.Reply) -> bool:
-        try:
-            self._catalog.find(name)
-            if self._closed:
-                raise shutting_down()
-        except PlimsollError as error:
-            reply.send(m.Failed(error))
-            return False
-        return True
-
-    # ---- the whole
 
     def _on_get_status(self, message: m.GetStatus) -> None:
         if message.clean_up:
             for member in self._members:
                 self._nodes.send(member.id, wire.LookAtMemory())
-        problems = [] if any(one.report for one in self._members) else [_no_node().message]
+        problems = [] if any(one.report for one in self._members) else [no_node().message]
         if self._journal.problem:
             problems.append(self._journal.problem)
         message.reply.send(whole(self._members, stopping=self._closed, pinned=self._upkeep.pinned, problems=problems))
@@ -292,7 +181,7 @@ class Dispatcher(pykka.ThreadingActor):
             )
 
         self._newest = command
-        self._catalog = self._chats.catalog = message.catalog
+        self._orders.catalog = self._chats.catalog = message.catalog
         self._members.thresholds = message.thresholds
         self._chats.queue, self._critical_grace_s = message.queue, message.critical_grace_s
         self._upkeep.follow(message.catalog)
@@ -305,7 +194,7 @@ class Dispatcher(pykka.ThreadingActor):
             message.reply.send(None)
 
     def _on_stop_all(self, message: m.StopAll) -> None:
-        self._closed = self._chats.closed = self._upkeep.closed = True
+        self._closed = self._orders.closed = self._chats.closed = self._upkeep.closed = True
         self._placing.close(shutting_down())
         members = list(self._members)
         collect = all_of(len(members), lambda _: message.reply.send(None))
@@ -317,9 +206,3 @@ class Dispatcher(pykka.ThreadingActor):
 
 def _first_failure(items: list[Any]) -> m.Failed | None:
     return next((item for item in items if isinstance(item, m.Failed)), None)
-
-
-def _no_node() -> PlimsollError:
-    return Unavailable(
-        "no node is there: start one with ray start and --resources='{\"plimsoll_mib\": MIB}'", retry_after_s=5.0
-    )

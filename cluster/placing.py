@@ -45,7 +45,7 @@ class Placing:
         self._errands = errands
         self._clock = clock
         self._lines: dict[str, _Line] = {}
-        self._avoid: dict[tuple[str, str], float] = {}
+        self._avoid: dict[tuple[str, str], tuple[float, str]] = {}
         self.needs: dict[str, tuple[Need, ...]] = {}
 
     def waiting(self, model: str) -> int:
@@ -73,10 +73,10 @@ class Placing:
                 del self._lines[model]
         return bool(found)
 
-    def refused(self, model: str, node: str) -> None:
-        """The node has not loaded it: by figures newer than those that it was chosen by."""
+    def refused(self, model: str, node: str, why: str) -> None:
+        """The node has not loaded it, ``why`` in its own words: by figures newer than those that it was chosen by."""
         self._members.fleet.unbook(node, model)
-        self._avoid[model, node] = self._clock() + _AVOID_S
+        self._avoid[model, node] = (self._clock() + _AVOID_S, why)
 
     def replicas(self, model: str) -> list[Replica]:
         """Where it is loaded or being loaded, but for loads that their nodes have just refused."""
@@ -85,7 +85,7 @@ class Placing:
 
     def avoided(self, model: str) -> frozenset[str]:
         now = self._clock()
-        self._avoid = {key: until for key, until in self._avoid.items() if until > now}
+        self._avoid = {key: one for key, one in self._avoid.items() if one[0] > now}
         return frozenset(node for name, node in self._avoid if name == model)
 
     def step(self) -> None:
@@ -125,7 +125,13 @@ class Placing:
             self._members.fleet.book(answer.node, model, answer.need.total_bytes, now)
             self._go(model, answer.node)
         elif answer.verdict != "wait":
-            self._fail(model, error(answer.reason, answer.reasons, never=answer.verdict == "never"))
+            reasons = {node: self._in_its_words(model, node) or reason for node, reason in answer.reasons.items()}
+            self._fail(model, error(answer.reason, reasons, never=answer.verdict == "never"))
+
+    def _in_its_words(self, model: str, node: str) -> str:
+        """Why the node has just refused the model; empty where it has not."""
+        found, member = self._avoid.get((model, node)), self._members.get(node)
+        return f"{member.name} has just refused it: {found[1]}" if found and member else ""
 
     def _go(self, model: str, node: str) -> None:
         for want in self._lines.pop(model).wants:

@@ -158,7 +158,7 @@ class Upkeep:
 
     def _loaded(self, node: str, model: str, item: Any) -> None:
         if isinstance(item, m.Failed):
-            self._placing.refused(model, node)
+            self._placing.refused(model, node, item.error.message)
         self._note(model, item)
 
     def _note(self, model: str, item: Any) -> None:

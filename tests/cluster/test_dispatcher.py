@@ -183,7 +183,7 @@ def test_a_node_whose_own_ledger_refuses_is_left_out_and_another_one_asked(stage
     assert {first, second} == {"x", "y"}
     one.says(second, chat, m.Failed(InsufficientMemory("no room")))
     one.weigh()
-    assert "a load failed there" in str(reply.error.details["reasons"])
+    assert reply.error.details["reasons"] == [f"{node} has just refused it: no room" for node in ("x", "y")]
     assert sum(isinstance(item, m.Failed) for item in reply.items) == 1
 
 

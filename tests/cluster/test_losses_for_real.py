@@ -31,6 +31,7 @@ def test_a_killed_node_ends_its_answers_and_its_models_come_back_where_they_fit(
     streams["again"] = server.stream(came_back)
     lines["again"] = streams["again"].__enter__().iter_lines()
     next(line for line in lines["again"] if '"content":"word"' in line)
+    server.until(lambda: _busy(server) == 3, "a running answer of each model")
     refused = server.chat(left_out)
     assert refused.status_code == 503
     error = refused.json()["error"]
@@ -47,6 +48,10 @@ def test_a_killed_node_ends_its_answers_and_its_models_come_back_where_they_fit(
     ray_cluster.start_two()
     server.until(lambda: len(server.nodes()) == 2, "the node that came")
     assert server.chat(left_out, max_tokens=2).status_code == 200
+
+
+def _busy(server: Any) -> int:
+    return sum(model["state"] == "busy" for model in server.http.get("/admin/models").json()["models"])
 
 
 def _full(nodes: dict[str, list[str]], count: int) -> dict[str, list[str]] | None:
