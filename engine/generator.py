@@ -6,13 +6,16 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, GenerationBatch
 
+from plimsoll.engine.eager_batch import EagerBatch
 from plimsoll.engine.kv_measure import leaves
 from plimsoll.engine.loading import Loaded
 from plimsoll.engine.pace import Pace
+from plimsoll.engine.weights import on_the_cpu
 
-# Tokens of prompts per step: the first guess while others stream, and what is read at once while nobody does.
+# Tokens of prompts per step: the first guess while others stream, and what is read at once while nobody does. On a CPU
+# passes of 128 to 256 tokens read fastest, and of eight requests that come at once five need not wait for the rest.
 _FIRST_CHUNK = {"cpu": 16, "gpu": 128}
-_IDLE_CHUNK = {"cpu": 512, "gpu": 1024}
+_IDLE_CHUNK = {"cpu": 160, "gpu": 1024}
 
 
 def open_pace(device: str, chunk: int | None) -> Pace:
@@ -29,6 +32,17 @@ class Generator(BatchGenerator):  # type: ignore[misc] # mlx-lm is untyped
 
     _generation_batch: GenerationBatch
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if on_the_cpu():
+            self._generation_batch = EagerBatch.empty(self.model, self.sampler)
+
+    @property
+    def passes_next(self) -> bool:
+        """Whether ``decode`` makes a pass over the weights, or only hands out first tokens."""
+        batch = self._generation_batch
+        return batch.passes_next if isinstance(batch, EagerBatch) else len(batch) > 0
+
     def read(self) -> list[Any]:
         """Read one chunk of every prompt; those that were read but for their last token begin to decode."""
         running, self._generation_batch = self._generation_batch, GenerationBatch.empty(self.model, self.sampler)
@@ -41,7 +55,7 @@ class Generator(BatchGenerator):  # type: ignore[misc] # mlx-lm is untyped
         return list(progress)
 
     def decode(self) -> list[Any]:
-        """One token of every answer that has begun."""
+        """One token of every answer that has begun, or only the first ones of those that begin now."""
         with mx.stream(self.stream):
             return list(self._generation_batch.next())
 

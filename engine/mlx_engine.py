@@ -89,6 +89,8 @@ class MlxEngine:
         self._live: dict[int, Live] = {}
         self._ended: list[tuple[str, str, Usage]] = []
         self._refused: list[RequestError] = []
+        self._finished: list[tuple[list[int], list[Any]]] = []
+        self._unsettled = False
         self._untidy = False
 
     def load(self, path: Path, progress: Progress) -> ModelInfo:
@@ -137,30 +139,40 @@ class MlxEngine:
                 return
 
     def busy(self) -> bool:
-        return bool(self._waiting or self._live or self._ended or self._refused)
+        return bool(self._waiting or self._live or self._ended or self._refused or self._unsettled)
 
     def step(self) -> list[Event]:
         model = self._need_model()
         generator = model.generator
         draft, self._ended = StepDraft(endings=self._ended), []
         events: list[Event] = []
+        self._tidy(generator)
         with mx.stream(generator.stream):
             self._admit(model)
             if not self._live:
                 self._recall.look()
             else:
-                began_s, streamed = self._clock(), self._streaming
+                began_s = self._clock()
                 read, begun = self._read(model, events)
-                advance(generator, self._live)
+                decodes = generator.passes_next
+                if decodes:
+                    advance(generator, self._live)
                 decoded = generator.decode()
-                model.pace.note(self._clock() - began_s, read=read, passes=streamed + (read > 0) + begun)
-                changed = begun or any(one.finish_reason for one in decoded)
+                model.pace.note(self._clock() - began_s, read=read, passes=(read > 0) + begun + decodes)
+                self._unsettled = begun or any(one.finish_reason for one in decoded)
                 while decoded:  # taken out, for the cache of one that has finished holds the whole old batch
                     self._take(decoded.pop(0), draft)
-                if changed:
-                    generator.settle()
         refused, self._refused = self._refused, []
         return [*events, *refused, draft.step()]
+
+    def _tidy(self, generator: Generator) -> None:
+        """What may wait until the tokens were handed out: keep what has ended, and let go of the batch it was in."""
+        with mx.stream(generator.stream):
+            while self._finished:
+                self._cache.put(*self._finished.pop(0))
+            if self._unsettled:
+                self._unsettled = False
+                generator.settle()
 
     def _read(self, model: _Model, events: list[Event]) -> tuple[int, bool]:
         """One chunk of the prompts: how many tokens were read, and whether answers begin."""
@@ -192,6 +204,8 @@ class MlxEngine:
         return self._recall.put_away()
 
     def trim(self) -> tuple[int, int]:
+        if self._model:
+            self._tidy(self._model.generator)
         self._cache.clear()
         return self._give_back()
 
@@ -202,6 +216,7 @@ class MlxEngine:
         self._live.clear()
         self._ended.clear()
         self._refused.clear()
+        self._finished.clear()
         self._samplers = Samplers()
         self._model = None
         self._recall.close()
@@ -286,7 +301,7 @@ class MlxEngine:
         if reason is not None:
             parts += live.answer.finish()
             self._forget(response.uid)
-            self._cache.put(response.all_tokens, response.prompt_cache)
+            self._finished.append((response.all_tokens, response.prompt_cache))
         elif live.answer.ended:
             self._leave(response.uid)
         elif live.generated == live.granted and not self._grow(response.uid):
@@ -310,10 +325,10 @@ class MlxEngine:
         live = self._forget(uid)
         with mx.stream(generator.stream):
             kept = generator.remove([uid], return_prompt_caches=live.generated > 0)
-            if uid in kept:
-                layers, tokens = kept[uid]
-                self._cache.put(tokens, layers)
-            generator.settle()
+        if uid in kept:
+            layers, tokens = kept[uid]
+            self._finished.append((tokens, layers))
+        self._unsettled = True
 
     def _forget(self, uid: int) -> Live:
         """Give its claim back; stored caches may take what it took."""

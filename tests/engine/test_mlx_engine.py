@@ -367,6 +367,25 @@ def test_trim_gives_the_prompt_cache_back(engine):
     assert active < idle + 4 * 1024
 
 
+def test_a_token_is_handed_out_before_the_next_pass_is_made(folder, monkeypatch):
+    engine = open_engine(folder)
+    batch = engine._model.generator._generation_batch
+    passes = []
+    real = batch._step
+    monkeypatch.setattr(batch, "_step", lambda: passes.append(list(batch.uids)) or real())
+    run = Run(engine).submit("a", request("fox", max_tokens=6))
+    run.step()
+    assert (run.counts["a"], len(passes)) == (1, 0)
+    run.step()
+    assert (run.counts["a"], len(passes)) == (2, 1)
+    run.submit("b", request("dog", max_tokens=2))
+    run.step()
+    assert (run.counts["a"], run.counts["b"], len(passes)) == (2, 1, 1), "who joins does not wait for a pass of others"
+    run.finish()
+    assert len(passes) == 5
+    assert run.texts["a"] == helpers.reference(folder, "fox", 6)[1]
+
+
 def test_an_idle_engine_keeps_conversations_and_gives_back_what_the_allocator_holds(engine):
     answer(engine, request("dog " * 50, max_tokens=20))
     assert mx.get_cache_memory() > 0
