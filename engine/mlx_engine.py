@@ -91,6 +91,8 @@ class MlxEngine:
         self._refused: list[RequestError] = []
         self._finished: list[tuple[list[int], list[Any]]] = []
         self._unsettled = False
+        # Running answers got nothing while others began: they come before the next prompt.
+        self._owes_pass = False
         self._untidy = False
 
     def load(self, path: Path, progress: Progress) -> ModelInfo:
@@ -152,9 +154,10 @@ class MlxEngine:
             if not self._live:
                 self._recall.look()
             else:
-                began_s = self._clock()
-                read, begun = self._read(model, events)
+                began_s, streamed = self._clock(), self._streaming
+                read, begun = (0, False) if self._owes_pass else self._read(model, events)
                 decodes = generator.passes_next
+                self._owes_pass = streamed and not decodes
                 if decodes:
                     advance(generator, self._live)
                 decoded = generator.decode()

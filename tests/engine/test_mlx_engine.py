@@ -386,6 +386,18 @@ def test_a_token_is_handed_out_before_the_next_pass_is_made(folder, monkeypatch)
     assert run.texts["a"] == helpers.reference(folder, "fox", 6)[1]
 
 
+def test_answers_that_begin_in_every_step_hold_up_a_running_one_for_one_step_at_a_time(folder):
+    engine = open_engine(folder)
+    run = Run(engine).submit("long", request("fox", max_tokens=20))
+    run.step()
+    for number in range(12):
+        run.submit(str(number), request(f"{number} dog", max_tokens=1))
+        run.step()
+    assert run.counts["long"] >= 1 + 12 // 2
+    run.finish()
+    assert run.texts["long"] == helpers.reference(folder, "fox", 20)[1]
+
+
 def test_an_idle_engine_keeps_conversations_and_gives_back_what_the_allocator_holds(engine):
     answer(engine, request("dog " * 50, max_tokens=20))
     assert mx.get_cache_memory() > 0
