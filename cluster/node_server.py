@@ -6,6 +6,7 @@ Ray makes one of these an actor on each node. It holds all models of the machine
 import asyncio
 import logging
 import os
+import sys
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ from plimsoll import __version__, config, logs
 from plimsoll.actors import messages as m
 from plimsoll.actors.system import ActorSystem
 from plimsoll.catalog import Catalog
-from plimsoll.cluster import wire
+from plimsoll.cluster import ray_monitor, wire
 from plimsoll.cluster.node_commands import Outlet, message_of
 from plimsoll.config import Config, ModelsConfig
 from plimsoll.errors import LoadFailed, PlimsollError
@@ -66,6 +67,10 @@ class NodeServer:
             return error.message
         self._reporting = self._go(self._report())
         return ""
+
+    async def warning(self) -> str:
+        """What is wrong with its machine though it can be used; else ""."""
+        return ray_monitor.warning(os.environ, sys.platform)
 
     async def tell(self, frame: bytes) -> None:
         """Carry out commands, in order; what they are answered with comes by ``poll``."""

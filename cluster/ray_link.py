@@ -160,6 +160,8 @@ class RayLink:
             if any(other.joined and other.name == life.name for other in self._lives.values()):
                 life.name = f"{life.name}-{life.ray_id[:4]}"
             life.joined = True
+            if warning := await asyncio.wait_for(_result(life.actor.warning.remote()), _SILENT_S):
+                _log.warning("the node %s: %s", life.name, warning)
             self._target.tell(NodeJoined(life.id, life.name))
             while True:
                 frame = await asyncio.wait_for(_result(life.actor.poll.remote()), _SILENT_S)

@@ -2,14 +2,9 @@
 
 import contextlib
 import json
-import os
 import re
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,15 +13,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from ray_nodes import DEADLINE_S, MONITOR_OFF, RayCluster
 
 from plimsoll.cluster.node import NodeView, Standing, Traffic
 from plimsoll.memory.plan import Need, Seat
 from plimsoll.memory.sample import Level, Reading, Sample
 
 GIB = 1024**3
-DEADLINE_S = 15.0
-# By the ledgers ``one`` holds three and ``two`` holds two fake models: each is granted 501 MiB and uses 10.
-ONE_MIB, TWO_MIB = 1800, 1380
+QUICK_CHECKS = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
 
 
 class Figures:
@@ -60,84 +54,11 @@ def figures() -> Figures:
     return Figures()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
-
-
-class RayNode:
-    """``ray start --block`` as a child with a process group of its own, so that it can be killed like a machine."""
-
-    def __init__(self, folder: Path, name: str, mib: int, *options: str) -> None:
-        self.name = name
-        command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-name={name}"),
-            *(
-                "--include-log-monitor=false",
-                "--num-cpus=1",
-                "--object-store-memory=100000000",
-                "--disable-usage-stats",
-            ),
-            *("--min-worker-port=0", "--max-worker-port=0", "--node-ip-address=127.0.0.1"),
-            *(f'--resources={{"plimsoll_mib": {mib}}}', *options),
-        ]
-        # Ray's own monitor would kill at 95 % of the machine, whatever else runs there.
-        variables = {"RAY_memory_monitor_refresh_ms": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
-        variables |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
-        variables |= {f"XDG_{kind}_HOME": str(folder / kind.lower()) for kind in ("STATE", "CONFIG")}
-        with (folder / f"{name}.log").open("w") as log:
-            self.child = subprocess.Popen(
-                command, env={**os.environ, **variables}, stdout=log, stderr=log, cwd=folder, start_new_session=True
-            )
-
-    def kill(self) -> None:
-        """As a machine that loses its power: everything at once, without a word."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.child.pid, signal.SIGKILL)
-        self.child.wait(DEADLINE_S)
-
-
-class RayCluster:
-    """Ray's head is the node ``one``; ``two`` is there whenever a test begins."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        port = free_port()
-        self.address = f"127.0.0.1:{port}"
-        self.one = RayNode(
-            *(folder, "one", ONE_MIB, "--head", f"--port={port}"),
-            *("--include-dashboard=false", f"--temp-dir={folder}/r"),
-        )
-        until = time.monotonic() + DEADLINE_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                if time.monotonic() > until or self.one.child.poll() is not None:
-                    self.one.kill()
-                    pytest.fail((folder / "one.log").read_text())
-                time.sleep(0.05)
-        self.two = self.start_two()
-
-    def start_two(self) -> RayNode:
-        self.two = RayNode(self.folder, "two", TWO_MIB, f"--address={self.address}")
-        return self.two
-
-    def close(self) -> None:
-        self.two.kill()
-        self.one.kill()
-
-
 @pytest.fixture(scope="session")
 def _ray() -> Iterator[RayCluster]:
-    # Ray's sockets lie below it, and their paths may have no more than 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="pl", dir="/tmp"))
-    cluster = RayCluster(folder)
+    cluster = RayCluster(MONITOR_OFF | QUICK_CHECKS)
     yield cluster
     cluster.close()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -229,21 +150,22 @@ def cluster_server(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[Callable
     for one in started:
         one.close()
     until = time.monotonic() + DEADLINE_S
-    while node_workers():
-        assert time.monotonic() < until, node_workers()
+    while left := node_workers(ray_cluster.folder):
+        assert time.monotonic() < until, left
         time.sleep(0.05)
 
 
-def node_workers() -> list[psutil.Process]:
-    """The workers of models below this process's nodes; orphans too, for they are told by their folder."""
+def node_workers(folder: Path) -> list[psutil.Process]:
+    """The workers of models below the nodes in ``folder``; orphans too, for they have its variables."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if "plimsoll.engine.worker" in process.cmdline() and "RAY_JOB_ID" in process.environ():
+            home = process.environ().get("XDG_STATE_HOME")
+            if "plimsoll.engine.worker" in process.cmdline() and home == str(folder / "state"):
                 found.append(process)
     return found
 
 
 @pytest.fixture(name="workers")
-def _workers() -> Callable[[], list[psutil.Process]]:
-    return node_workers
+def _workers(ray_cluster: RayCluster) -> Callable[[], list[psutil.Process]]:
+    return lambda: node_workers(ray_cluster.folder)
