@@ -28,7 +28,7 @@ COUNT = {"role": "user", "content": "Please count to twenty, and say each number
 def models() -> dict[str, Path]:
     """The built-in model in a form for each way to split it, made once per machine."""
     folders = {split: default_cache_dir(config.load()) / "tests" / split for split in ("tensor", "pipeline")}
-    script = Path(__file__).with_name("split_models.py")
+    script = Path(__file__).parents[1] / "ops" / "bench" / "split_models.py"
     for split, folder in folders.items():
         subprocess.run([sys.executable, script, folder, split], check=True)
     return folders

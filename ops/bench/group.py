@@ -1,11 +1,13 @@
 """Tokens per second of one process and of a worker group on this machine: ``python ops/bench/group.py FOLDER``.
 
 On one machine a group can't be faster: what is measured is what the group itself costs. FOLDER is a model in MLX's
-format that so many ranks can split.
+format that so many ranks can split; with --make the built-in model is written there in such a form, for two ranks.
 """
 
 import argparse
 import queue
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +28,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--split", choices=["tensor", "pipeline"], default="tensor")
+    parser.add_argument("--make", action="store_true", help="write the built-in model to FOLDER, if nothing is there")
     args = parser.parse_args()
+    if args.make:
+        # Not here: MLX may not be loaded in a process that starts workers.
+        subprocess.run(
+            [sys.executable, Path(__file__).with_name("split_models.py"), args.folder, args.split], check=True
+        )
     alone = measure(args.folder, 1, args.split)
     together = measure(args.folder, args.ranks, args.split)
     for name, (rate, many, wire, text) in {"1 process": alone, f"{args.ranks} ranks, {args.split}": together}.items():

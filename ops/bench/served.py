@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,16 +22,19 @@ for _number in (signal.SIGTERM, signal.SIGHUP):
 
 
 class Served:
-    """The server with ``settings`` over its defaults; its log and black box are in ``folder``."""
+    """The server with ``settings`` over its defaults; its log and black box are in ``folder``.
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *arguments: str) -> None:
+    ``arguments`` are Python's own, ``options`` those of ``serve``.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *arguments: str, options: Sequence[str] = ()) -> None:
         path = folder / "bench.yaml"
         logging = {"file": str(folder / "plimsoll.log"), "blackbox": str(folder / "blackbox.sqlite")}
         server = {**settings.get("server", {}), "port": 0}
         path.write_text(json.dumps({"logging": logging, **settings, "server": server}))  # JSON is YAML
         self.log = folder / "plimsoll.log"
         self.process = subprocess.Popen(
-            [sys.executable, *arguments, "-m", "plimsoll", "serve", "--config", path],
+            [sys.executable, *arguments, "-m", "plimsoll", "serve", "--config", path, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

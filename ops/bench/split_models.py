@@ -1,6 +1,6 @@
 """The built-in model in shapes that two hosts can split: the same weights, the same answers.
 
-Run it in a child process where MLX must not be imported: ``python tests/split_models.py FOLDER tensor|pipeline``.
+Run it in a child process where MLX must not be imported: ``python ops/bench/split_models.py FOLDER tensor|pipeline``.
 """
 
 import json
