@@ -20,15 +20,19 @@ _TRIES = 4
 
 
 class _Open:
-    """A request without an ending; ``node`` is where it was sent, ``touched``: the client has had some of it."""
+    """A request without an ending; ``node`` is where it was sent.
 
-    __slots__ = ("chat", "keys", "node", "touched", "tries")
+    ``touched``: the client has had some of it; ``cancelled``: it wants no more of it, and the node was told.
+    """
+
+    __slots__ = ("cancelled", "chat", "keys", "node", "touched", "tries")
 
     def __init__(self, chat: m.Chat, keys: list[bytes]) -> None:
         self.chat = chat
         self.keys = keys
         self.node = ""
         self.touched = False
+        self.cancelled = False
         self.tries = 0
 
 
@@ -60,6 +64,7 @@ class Chats:
         if one is None:
             return
         if one.node:
+            one.cancelled = True
             self._nodes.send(one.node, wire.Cancel(message.id, message.model))
         else:
             self._placing.cancel(message.model, message.id)
@@ -83,7 +88,7 @@ class Chats:
         """End the node's requests that have begun; how many, and what sends the others on their way again."""
         self._affinity.forget(node)
         lost = [one for one in self._open.values() if one.node == node]
-        again = [one for one in lost if not (one.touched or one.chat.retried or self.closed)]
+        again = [one for one in lost if not (one.touched or one.cancelled or one.chat.retried or self.closed)]
         for one in lost:
             if one not in again:
                 text = f"the node {name}, which ran this answer, was lost: {why}; send the request again"
@@ -127,7 +132,9 @@ class Chats:
 
     def _goes_elsewhere(self, one: _Open, error: PlimsollError) -> bool:
         """A node's own ledger has the last word; where it refuses, another one may have room."""
-        if one.touched or self.closed or not isinstance(error, InsufficientMemory) or one.tries >= _TRIES:
+        if one.touched or one.cancelled or self.closed or one.tries >= _TRIES:
+            return False
+        if not isinstance(error, InsufficientMemory):
             return False
         if any(replica.ready and replica.node == one.node for replica in self._placing.replicas(one.chat.model)):
             return False  # what is loaded there refused the request itself

@@ -256,6 +256,24 @@ def test_a_client_that_leaves_is_told_to_the_node_or_leaves_the_line(stage: Any)
     assert one.taken(wire.Cancel) == [("x", wire.Cancel(sent, "a"))]
 
 
+@pytest.mark.parametrize("ending", [NodeLeft("x", "gone"), InsufficientMemory("no room")], ids=["lost", "refused"])
+def test_what_nobody_waits_for_any_more_is_not_sent_to_another_node(stage: Any, ending: Any) -> None:
+    one = stage()
+    one.node("x")
+    one.node("y", used=10)
+    chat, reply = one.chat("a")
+    one.weigh()
+    ((node, _),) = one.taken(wire.Chat)
+    one.tell(m.Cancel(chat, "a"))
+    if isinstance(ending, NodeLeft):
+        one.tell(NodeLeft(node, ending.why))
+    else:
+        one.says(node, chat, m.Failed(ending))
+    one.weigh()
+    assert not one.taken(wire.Chat)
+    assert sum(isinstance(item, m.Failed) for item in reply.items) == 1
+
+
 def test_a_pinned_model_is_pinned_on_one_node_and_on_another_after_a_loss(stage: Any) -> None:
     one = stage(a={"pin": True})
     one.node("x", used=20)
