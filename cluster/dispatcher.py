@@ -142,6 +142,8 @@ class Dispatcher(pykka.ThreadingActor):
                 self._upkeep.restore(view)
         self._errands.lose(message.id, WorkerDied(f"the node {member.name} was lost: {message.why}", retry_after_s=1.0))
         send_again()
+        # Whoever waited for memory that this node was giving back waits for something else now, or for nothing.
+        self._placing.step()
 
     def _on_tick(self, _: Tick) -> None:
         self._timers.tell_later(_TICK_S, self.actor_ref, Tick())

@@ -95,6 +95,7 @@ class Stage:
                 loaded=one.state in m.LOADED,
                 idle=one.state is State.READY,
                 pinned=one.pinned,
+                leaving=one.state in m.LEAVING,
             )
             for one in told
         )
@@ -331,6 +332,17 @@ def test_the_whole_shows_the_fullest_nodes_memory_and_each_node(stage: Any) -> N
         ("x", 25.0, ("a",)),
         ("y", 50.0, ("a", "b")),
     ]
+
+
+def test_a_request_that_waits_for_a_node_to_give_memory_back_is_answered_when_that_node_is_lost(stage: Any) -> None:
+    one = stage()
+    one.node("x", used=35, b=State.DRAINING)
+    _, reply = one.chat("a")
+    one.weigh()
+    assert reply.items == [m.Waiting("queue")]
+    one.tell(NodeLeft("x", "gone"))
+    assert isinstance(reply.error, InsufficientMemory)
+    assert "no node is there" in reply.error.message
 
 
 def test_a_silent_node_is_given_up(stage: Any) -> None:
