@@ -108,6 +108,7 @@ class Dispatcher(pykka.ThreadingActor):
         error = shutting_down()
         self._placing.close(error)
         self._chats.close(error)
+        self._errands.close(error)
         answer_dead_letters(self, error)
 
     # ---- nodes
@@ -147,13 +148,14 @@ class Dispatcher(pykka.ThreadingActor):
 
     def _on_tick(self, _: Tick) -> None:
         self._timers.tell_later(_TICK_S, self.actor_ref, Tick())
+        if self._closed:
+            return  # nodes that stop report no more, and their running answers may take longer than any silence
         now = self._timers.now()
         for view in self._members.fleet.silent(now):
             if now - view.last_seen > _LOST_S:
                 self._nodes.drop(view.id, f"it has not reported for {_LOST_S:.0f} s")
-        if not self._closed:
-            self._upkeep.keep_pinned()
-            self._upkeep.balance(self._critical_grace_s)
+        self._upkeep.keep_pinned()
+        self._upkeep.balance(self._critical_grace_s)
 
     # ---- the whole
 

@@ -38,6 +38,11 @@ class Errands:
             if where == node:
                 self.hear(one, m.Failed(error))
 
+    def close(self, error: PlimsollError) -> None:
+        """No node answers anything any more."""
+        for one in list(self._open):
+            self.hear(one, m.Failed(error))
+
 
 def all_of(count: int, done: Callable[[list[Any]], None]) -> OnItem:
     """Collects ``count`` endings and hands them over together."""

@@ -353,6 +353,27 @@ def test_a_silent_node_is_given_up(stage: Any) -> None:
     assert one.dropped == ["x"]
 
 
+def test_a_node_that_stops_is_not_given_up_while_its_answers_end(stage: Any) -> None:
+    one = stage()
+    one.node("x", a=State.READY)
+    one.tell(m.StopAll(120.0, Reply()))
+    one.time += 100
+    one.tell(Tick())
+    assert not one.dropped
+
+
+def test_what_was_asked_of_nodes_is_answered_when_the_server_ends_before_they_do(stage: Any) -> None:
+    one = stage()
+    one.node("x", a=State.READY)
+    loaded, unloaded = Reply(), Reply()
+    one.tell(m.LoadModel("b", loaded))
+    one.weigh()
+    one.tell(m.UnloadModel("a", unloaded, 60.0))
+    one.dispatcher.on_stop()
+    assert isinstance(loaded.error, ShuttingDown)
+    assert isinstance(unloaded.error, ShuttingDown)
+
+
 def test_a_stop_ends_those_who_wait_and_is_answered_when_every_node_has_stopped(stage: Any) -> None:
     one = stage()
     one.node("x")
