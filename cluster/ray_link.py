@@ -1,11 +1,12 @@
 """The way to the nodes by Ray: a loop on a thread of its own, on which every call to Ray is awaited."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import threading
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -20,8 +21,9 @@ _log = logging.getLogger("plimsoll.cluster")
 RESOURCE = "plimsoll_mib"
 MIB = 1024**2
 _WATCH_S = 1.0
-# A node that could not be started is left alone for so long.
+# A node that was lost is left alone for so long; one that can't even be started twice as long each time, up to a bound.
 _AGAIN_S = 5.0
+_AGAIN_MOST_S = 60.0
 _START_S = 60.0
 _SILENT_S = 15.0
 
@@ -35,7 +37,8 @@ class RayLink:
         self._target: Target
         self._lives: dict[str, _Life] = {}
         self._numbers = itertools.count(1)
-        self._again_at: dict[str, float] = {}
+        self._rests: dict[str, _Rest] = {}
+        self._blind = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cluster-link", daemon=True)
@@ -50,10 +53,12 @@ class RayLink:
         self._loop.call_soon_threadsafe(self._go, self._watch())
 
     def send(self, node: str, command: wire.Command) -> None:
-        self._loop.call_soon_threadsafe(self._send, node, command)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and every node's process ended
+            self._loop.call_soon_threadsafe(self._send, node, command)
 
     def drop(self, node: str, why: str) -> None:
-        self._loop.call_soon_threadsafe(self._drop, node, why)
+        with contextlib.suppress(RuntimeError):  # as above
+            self._loop.call_soon_threadsafe(self._drop, node, why)
 
     def close(self) -> None:
         """End every node's processes and leave Ray; blocks for as long as that takes."""
@@ -83,39 +88,53 @@ class RayLink:
     def _send(self, node: str, command: wire.Command) -> None:
         if life := self._lives.get(node):
             life.outgoing.append(command)
-            if len(life.outgoing) == 1:
+            if not life.delivering:
                 # What the Dispatcher tells in one go leaves in one call.
-                self._loop.call_soon(self._flush, life)
+                life.delivering = True
+                self._go(self._deliver(life))
 
-    def _flush(self, life: "_Life") -> None:
-        frame = wire.encode_commands(life.outgoing)
-        life.outgoing.clear()
-        self._go(self._deliver(life, frame))
-
-    async def _deliver(self, life: "_Life", frame: bytes) -> None:
+    async def _deliver(self, life: "_Life") -> None:
+        """One call at a time: Ray carries out the calls of one asyncio actor in any order, a large one after others."""
         try:
-            await life.actor.tell.remote(frame)
+            while life.outgoing:
+                frame = wire.encode_commands(life.outgoing)
+                life.outgoing.clear()
+                await life.actor.tell.remote(frame)
         except Exception as error:  # noqa: BLE001 - whatever Ray raises, the node can't be reached
             self._drop(life.id, _why(error))
+        finally:
+            life.delivering = False
 
     def _drop(self, node: str, why: str) -> None:
         life = self._lives.pop(node, None)
         if life is None:
             return
         self._settle(node)
-        self._again_at[life.ray_id] = self._loop.time() + _AGAIN_S
+        self._rests[life.ray_id] = self._rest(life, why)
         life.task.cancel()
         self._go(asyncio.to_thread(_kill, life.actor))
         self._target.tell(NodeLeft(node, why))
 
+    def _rest(self, life: "_Life", why: str) -> "_Rest":
+        """How long its machine is left alone; the log has each reason once."""
+        now, before = self._loop.time(), self._rests.get(life.ray_id)
+        if life.joined:
+            return _Rest(now + _AGAIN_S, _AGAIN_S)
+        if before is None or before.why != why:
+            _log.error("the node %s can't be used: %s", life.name, why)
+        wait_s = min(2 * before.wait_s, _AGAIN_MOST_S) if before else _AGAIN_S
+        return _Rest(now + wait_s, wait_s, why)
+
     async def _watch(self) -> None:
         while True:
+            blind = ""
             try:
-                found = await asyncio.to_thread(ray.nodes)
+                self._compare(await asyncio.to_thread(ray.nodes))
             except Exception as error:  # noqa: BLE001 - Ray's own head is away; what runs goes on
-                _log.warning("Ray does not say which nodes there are: %s", _why(error))
-            else:
-                self._compare(found)
+                blind = _why(error)
+                if blind != self._blind:
+                    _log.warning("Ray does not say which nodes there are, what runs goes on: %s", blind)
+            self._blind = blind
             await asyncio.sleep(_WATCH_S)
 
     def _compare(self, found: list[dict[str, Any]]) -> None:
@@ -123,10 +142,12 @@ class RayLink:
         for life in list(self._lives.values()):
             if life.ray_id not in alive:
                 self._drop(life.id, "Ray has lost its machine")
+        self._rests = {ray_id: rest for ray_id, rest in self._rests.items() if ray_id in alive}
         taken = {life.ray_id for life in self._lives.values()}
+        taken |= {ray_id for ray_id, rest in self._rests.items() if rest.until > self._loop.time()}
         for ray_id, one in alive.items():
             mib = one["Resources"].get(RESOURCE, 0.0)
-            if mib and ray_id not in taken and self._again_at.get(ray_id, 0.0) <= self._loop.time():
+            if mib and ray_id not in taken:
                 self._begin(ray_id, one["NodeName"], mib)
         if self._unheard is None:
             self._unheard = set(self._lives)
@@ -154,14 +175,14 @@ class RayLink:
     async def _live(self, life: "_Life", limit_bytes: int) -> None:
         try:
             if problem := await self._start(life, limit_bytes):
-                _log.error("the node %s can't be used: %s", life.name, problem)
                 self._drop(life.id, problem)
                 return
+            if warning := await asyncio.wait_for(_result(life.actor.warning.remote()), _SILENT_S):
+                _log.warning("the node %s: %s", life.name, warning)
             if any(other.joined and other.name == life.name for other in self._lives.values()):
                 life.name = f"{life.name}-{life.ray_id[:4]}"
             life.joined = True
-            if warning := await asyncio.wait_for(_result(life.actor.warning.remote()), _SILENT_S):
-                _log.warning("the node %s: %s", life.name, warning)
+            self._rests.pop(life.ray_id, None)
             self._target.tell(NodeJoined(life.id, life.name))
             while True:
                 frame = await asyncio.wait_for(_result(life.actor.poll.remote()), _SILENT_S)
@@ -171,7 +192,8 @@ class RayLink:
         except TimeoutError:
             self._drop(life.id, f"it has said nothing for {_SILENT_S:.0f} s")
         except Exception as error:  # noqa: BLE001 - whatever Ray raises, the node can't be reached
-            self._drop(life.id, _why(error))
+            hint = "" if life.joined else f"; Plimsoll {__version__} has to be in the Python that Ray has there"
+            self._drop(life.id, _why(error) + hint)
 
     async def _start(self, life: "_Life", limit_bytes: int) -> str:
         """Why it can't be used, or ""."""
@@ -186,6 +208,14 @@ class RayLink:
         return problem
 
 
+class _Rest(NamedTuple):
+    """A machine is left alone ``until`` then, on the loop's clock; ``why`` is what was said of it."""
+
+    until: float
+    wait_s: float
+    why: str = ""
+
+
 class _Life:
     actor: Any
     task: "asyncio.Task[None]"
@@ -195,6 +225,7 @@ class _Life:
         self.ray_id = ray_id
         self.name = name
         self.joined = False
+        self.delivering = False
         self.outgoing: list[wire.Command] = []
 
 
