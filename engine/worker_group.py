@@ -98,10 +98,10 @@ class WorkerGroup:
 
     def send(self, command: Command) -> None:
         with self._lock:
-            if isinstance(command, LoadModel):
-                self._gather(command)
-            else:
+            if not isinstance(command, LoadModel):
                 self._ranks[0].send(command)
+            elif not self._stopping:  # else the end was told, or will be: nobody would end ranks that start now
+                self._gather(command)
 
     def terminate(self) -> None:
         self._stop(WorkerProcess.terminate)

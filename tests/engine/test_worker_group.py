@@ -178,6 +178,15 @@ def test_a_host_that_is_not_reached_fails_the_load_by_its_name(start: Start) -> 
     assert heard.next(tuple)[0] == 255
 
 
+def test_no_rank_is_started_once_the_first_one_has_ended(start: Start) -> None:
+    heard = start(HERE, FAR)
+    psutil.Process(heard.group.pid).kill()
+    heard.next(tuple)
+    heard.load()
+    assert not psutil.Process().children()
+    assert heard.events.empty()
+
+
 def test_an_exit_before_the_hand_over_is_told_to_both(start: Start) -> None:
     heard = start(HERE, HERE)
     heard.group.kill()
