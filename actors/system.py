@@ -159,7 +159,7 @@ class ActorSystem:
 
         def spawn(on_event: OnEvent, on_exit: OnExit) -> Worker:
             if model.group:
-                return self._spawn_group(model.group, environment, on_event, on_exit)
+                return self._spawn_group(model.group, model.first_port, environment, on_event, on_exit)
             return WorkerProcess(on_event, on_exit, environment, oom_kills)
 
         def weigh(on_weighed: OnWeighed) -> None:
@@ -172,7 +172,9 @@ class ActorSystem:
             effects = effects._replace(activity=lambda _pid: None)
         return ModelActor.start(settings, supervisor, effects)
 
-    def _spawn_group(self, group: Group, environment: dict[str, str], on_event: OnEvent, on_exit: OnExit) -> Worker:
+    def _spawn_group(
+        self, group: Group, port: int, environment: dict[str, str], on_event: OnEvent, on_exit: OnExit
+    ) -> Worker:
         from plimsoll.engine.worker_group import GroupSettings, WorkerGroup  # noqa: PLC0415 - most servers have none
 
         models, memory = self._config.models, self._config.memory
@@ -180,7 +182,7 @@ class ActorSystem:
             group,
             shell=tuple(shlex.split(models.remote_shell)),
             python=models.remote_python or sys.executable,
-            port=models.group_port,
+            port=port,
             critical_percent=memory.critical_percent,
             emergency_percent=memory.emergency_percent,
         )

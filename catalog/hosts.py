@@ -3,12 +3,13 @@
 import ipaddress
 import socket
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import psutil
 
 from plimsoll.catalog.safetensors import Tensor
-from plimsoll.config import HostConfig, ModelEntry
+from plimsoll.config import HostConfig, ModelEntry, ModelsConfig
 from plimsoll.engine.protocol import Group, GroupHost
 from plimsoll.errors import ConfigError
 from plimsoll.memory.needs import Weight
@@ -28,6 +29,15 @@ def group_of(name: str, entry: ModelEntry) -> Group | None:
         )
     assert entry.backend != "mpi"  # noqa: S101 - refused with the configuration
     return Group(hosts, entry.backend, entry.split)
+
+
+def first_ports(config: ModelsConfig) -> dict[str, int]:
+    """The first port that the hosts of each entry use between them.
+
+    No two entries share one: MLX lets two groups that start at the same time listen on one port, and mixes them up.
+    """
+    counts = [len(entry.hosts) for entry in config.entries.values()]
+    return dict(zip(config.entries, accumulate(counts, initial=config.group_port), strict=False))
 
 
 def share_of(weight: Weight, outside: Weight, layers: int, group: Group) -> Weight:

@@ -9,7 +9,7 @@ import msgspec
 import platformdirs
 
 from plimsoll.catalog.files import local_folder, problem, weights_bytes
-from plimsoll.catalog.hosts import group_of
+from plimsoll.catalog.hosts import first_ports, group_of
 from plimsoll.config import Config, ModelEntry, ModelsConfig
 from plimsoll.engine.protocol import Group, ModelSource
 from plimsoll.errors import ConfigError, UnknownModel
@@ -24,7 +24,7 @@ class CatalogModel(msgspec.Struct, frozen=True):
     """One model that may be served. ``idle_ttl_s`` ``None`` means that it is never unloaded for being idle.
 
     ``embeddings`` says that it makes embeddings; where it is not set, the model's own files may still say so. A
-    ``group`` of hosts may serve it together.
+    ``group`` of hosts may serve it together, on ports from ``first_port`` on.
     """
 
     source: ModelSource
@@ -33,6 +33,7 @@ class CatalogModel(msgspec.Struct, frozen=True):
     context: int | None = None
     embeddings: bool = False
     group: Group | None = None
+    first_port: int = 0
 
     def loads_like(self, other: "CatalogModel") -> bool:
         """Whether a worker that was loaded for the one serves the other as well."""
@@ -52,7 +53,8 @@ class Catalog:
 
     def __init__(self, config: ModelsConfig) -> None:
         self._config = config
-        self._entries = {name: self._from_entry(name, entry) for name, entry in config.entries.items()}
+        ports = first_ports(config)
+        self._entries = {name: self._from_entry(name, entry, ports[name]) for name, entry in config.entries.items()}
         self._dir = Path(config.dir).expanduser() if config.dir else None
         if self._dir and not _is_folder(self._dir):
             raise ConfigError(f"models.dir: {config.dir!r} is not a folder", param="models.dir")
@@ -98,12 +100,13 @@ class Catalog:
                 models.setdefault(source.name, model)
         return models
 
-    def _from_entry(self, name: str, entry: ModelEntry) -> CatalogModel:
+    def _from_entry(self, name: str, entry: ModelEntry, first_port: int) -> CatalogModel:
         idle_ttl = self._config.idle_ttl if entry.idle_ttl is msgspec.UNSET else entry.idle_ttl
         source = _classify(name, entry.source)
         if entry.adapter:
             source = msgspec.structs.replace(source, adapter=str(_absolute(entry.adapter)))
-        return CatalogModel(source, entry.pin, idle_ttl, entry.context, entry.embeddings, group_of(name, entry))
+        group = group_of(name, entry)
+        return CatalogModel(source, entry.pin, idle_ttl, entry.context, entry.embeddings, group, first_port)
 
 
 def size_bytes(source: ModelSource, cache_dir: Path) -> int | None:

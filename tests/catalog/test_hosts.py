@@ -50,6 +50,17 @@ def test_the_first_host_is_this_machine(first: str) -> None:
     assert [host.here for host in found.hosts] == [True, False]
 
 
+def test_no_two_entries_use_the_same_ports() -> None:
+    entries = {
+        "a": {"source": "fake:", "hosts": ["localhost", "mac2"]},
+        "b": {"source": "fake:"},
+        "c": {"source": "fake:", "hosts": ["localhost", "mac2", "mac3"], "enabled": False},
+        "d": {"source": "fake:", "hosts": ["localhost", "mac2"]},
+    }
+    catalog = Catalog(config.parse({"models": {"entries": entries, "group_port": 5000}}).models)
+    assert [catalog.find(name).first_port for name in ("a", "d")] == [5000, 5005]
+
+
 def test_a_host_may_have_another_address_for_the_others() -> None:
     found = find([{"host": "localhost", "address": "127.0.0.1"}, {"host": "me@mac2", "address": "10.9.8.7"}])
     assert found is not None
