@@ -200,8 +200,10 @@ class WorkerGroup:
                     # What a rank hears of another's end may be here before that end is.
                     names = ", ".join(dict.fromkeys(host.name for host in self._hosts))
                     self._end(EngineError("engine", f"a rank of the group ended or left the network (on {names})"))
-                case LoadError() | EngineError() if rank:
-                    self._end(msgspec.structs.replace(event, message=f"{self._name(rank)}: {event.message}"))
+                case LoadError() | EngineError():
+                    # The first one's too: the others may be inside a call that waits for it, deaf to SIGTERM on macOS.
+                    of = f"{self._name(rank)}: " if rank else ""
+                    self._end(msgspec.structs.replace(event, message=of + event.message))
                 case Ready() if rank:
                     pass  # the first one is not ready before all are
                 case _:
@@ -212,8 +214,8 @@ class WorkerGroup:
             self._exits[rank] = code, oom_killed
             if len(self._exits) == 1:
                 if rank and not self._stopping:
-                    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-                    self._end(EngineError("memory" if oom_killed else "engine", f"{self._name(rank)} ended {how}"))
+                    kind: Literal["memory", "engine"] = "memory" if oom_killed else "engine"
+                    self._end(EngineError(kind, f"{self._name(rank)} ended {self._how(rank, code)}"))
                 # One that ended in order gives the others the same chance.
                 self._stop(WorkerProcess.kill if code else WorkerProcess.terminate)
             if len(self._exits) == len(self._ranks):
@@ -222,6 +224,17 @@ class WorkerGroup:
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} of {len(self._hosts)} (on {self._hosts[rank].name})"
+
+    def _how(self, rank: int, code: int) -> str:
+        host = self._hosts[rank]
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        if host.here or rank in self._memory:
+            return how
+        reach = shlex.join([*self._settings.shell, host.name])
+        return (
+            f"{how} before it said anything: {reach} has to reach it without a question, and "
+            f"{self._settings.python} there has to have Plimsoll"
+        )
 
     def _end(self, last_words: LoadError | EngineError) -> None:
         self._on_event(last_words)

@@ -18,6 +18,15 @@ Start = Callable[..., "Heard"]
 HERE = p.GroupHost("127.0.0.1", "127.0.0.1", here=True)
 FAR = p.GroupHost("mac2", "127.0.0.1")
 SLOW = "tokens_per_s=50,answer=la,length=100000,context=1000000"
+# A rank inside a call of MLX that waits for the first one: there Python does not hear SIGTERM.
+DEAF = """
+import signal, sys, time
+from plimsoll.engine import protocol as p
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sys.stdout.buffer.write(p.encode(p.HostMemory([("host", 100, 1)])))
+sys.stdout.flush()
+time.sleep(1000)
+"""
 SHELL = Path(__file__).parents[1] / "far_shell.py"
 
 
@@ -174,8 +183,17 @@ def test_files_are_fetched_by_one_process_alone(start: Start) -> None:
 
 def test_a_host_that_is_not_reached_fails_the_load_by_its_name(start: Start) -> None:
     heard = start(HERE, FAR, shell=("sh", "-c", "exit 255")).load()
-    assert "rank 1 of 2 (on mac2) ended with exit code 255" in heard.next(p.EngineError).message
+    message = heard.next(p.EngineError).message
+    assert "rank 1 of 2 (on mac2) ended with exit code 255 before it said anything: sh -c" in message
+    assert f"{sys.executable} there has to have Plimsoll" in message
     assert heard.next(tuple)[0] == 255
+
+
+def test_a_failed_load_of_the_first_rank_ends_the_others_at_once(start: Start) -> None:
+    heard = start(HERE, FAR, shell=(sys.executable, "-c", DEAF)).load("fail_load=no such file")
+    assert "no such file" in heard.next(p.LoadError).message
+    heard.next(tuple)
+    assert not psutil.Process().children()
 
 
 def test_no_rank_is_started_once_the_first_one_has_ended(start: Start) -> None:
