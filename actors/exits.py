@@ -71,9 +71,13 @@ class Failures:
     _WITHIN_S = 60.0
     _MAX_DEATHS = 3
     _FIRST_BACKOFF_S = 0.25
+    _LATELY_S = 300.0
+    _AGAIN_MOST_S = 60.0
 
     def __init__(self) -> None:
         self._deaths: deque[float] = deque()
+        self._gave_up_at = float("-inf")
+        self._again_s = LOAD_COOL_DOWN_S
         self.last: PlimsollError | None = None
         self.refused_until = 0.0
 
@@ -98,10 +102,16 @@ class Failures:
         return State.COLD, 0.0
 
     def give_up(self, error: PlimsollError, now: float) -> tuple[State, float]:
-        """FAILED, with a cool-down in which whoever asks gets ``error``."""
+        """FAILED, with a cool-down in which whoever asks gets ``error``.
+
+        A pinned model, whose host may be away for hours, is tried again later each time, up to once a minute.
+        """
         self.last = error
         self.refused_until = now + LOAD_COOL_DOWN_S
-        return State.FAILED, LOAD_COOL_DOWN_S
+        lately = now < self._gave_up_at + self._LATELY_S
+        self._again_s = min(2 * self._again_s, self._AGAIN_MOST_S) if lately else LOAD_COOL_DOWN_S
+        self._gave_up_at = now
+        return State.FAILED, self._again_s
 
     def refusal(self, now: float) -> PlimsollError | None:
         """The error for a request during the cool-down."""
