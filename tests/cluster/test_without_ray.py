@@ -15,11 +15,20 @@ import sys
 import plimsoll.http.server, plimsoll.cli.app, plimsoll.actors.system, plimsoll.engine.worker
 assert "ray" not in sys.modules
 assert not [name for name in sys.modules if name.startswith("plimsoll.cluster")]
+groups = {"engine.worker_group", "engine.rank", "engine.leader", "engine.follower", "engine.splitting", "memory.hosts"}
+assert not [name for name in groups if "plimsoll." + name in sys.modules]
+"""
+WORKER = """
+import sys
+import plimsoll.engine.worker, plimsoll.engine.mlx_engine
+groups = {"worker_group", "rank", "leader", "follower", "splitting"}
+assert not [name for name in groups if "plimsoll.engine." + name in sys.modules]
 """
 
 
-def test_nothing_of_ray_or_of_the_cluster_is_loaded_on_one_machine() -> None:
-    subprocess.run([sys.executable, "-c", FRONT], check=True)
+@pytest.mark.parametrize("process", [FRONT, WORKER], ids=["front", "worker"])
+def test_nothing_of_ray_of_the_cluster_or_of_groups_is_loaded_on_one_machine(process: str) -> None:
+    subprocess.run([sys.executable, "-c", process], check=True)
 
 
 def test_a_missing_extra_is_a_sentence_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
