@@ -21,8 +21,16 @@ MakeSystem = Callable[[Config, Catalog, Journal, dict[str, int]], "ClusterSystem
 def connect(config: Config) -> MakeSystem:
     """Join the cluster; what comes back makes the system that serves with its nodes. Call it on the main thread.
 
-    Raises ``ConfigError`` where Ray is not installed or can't be reached.
+    Raises ``ConfigError`` where Ray is not installed or can't be reached, or an entry names hosts.
     """
+    for name, entry in config.models.entries.items():
+        if entry.hosts and entry.enabled:
+            key = f"models.entries.{name}.hosts"
+            raise ConfigError(
+                f"{key}: a cluster's node loads a model by itself; switch the entry off or leave its hosts out, or "
+                "serve it by a server of its own without --cluster, on machines that are no nodes",
+                param=key,
+            )
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("serve --cluster needs Ray, which is not installed: pip install 'mlx-plimsoll[cluster]'")
     import ray  # noqa: PLC0415 - an extra

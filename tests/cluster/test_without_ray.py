@@ -37,6 +37,12 @@ def test_a_missing_extra_is_a_sentence_that_says_what_to_install(monkeypatch: py
         connect(config.parse({}))
 
 
+def test_an_entry_with_hosts_is_refused_before_ray_is_joined() -> None:
+    entries = {"a": {"source": "fake:", "hosts": ["localhost", "mac2"]}}
+    with pytest.raises(ConfigError, match=r"models\.entries\.a\.hosts: .* without --cluster"):
+        connect(config.parse({"models": {"entries": entries}}))
+
+
 def test_no_cluster_at_the_address_is_a_sentence_that_says_what_to_start() -> None:
     code = (
         "from plimsoll import config; from plimsoll.cluster.connect import connect;"
