@@ -1,5 +1,6 @@
 """Models that several hosts serve, with real processes on the fake engine; one host is behind a remote shell."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +39,11 @@ class Far:
 
     @property
     def processes(self) -> list[psutil.Process]:
-        children = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
-        return [one for one in children if "far_worker.py" in " ".join(one.cmdline())]
+        found = []
+        for one in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end, or have ended, while it is looked at
+                found += [one] if "far_worker.py" in " ".join(one.cmdline()) else []
+        return found
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Worker groups as the front sees them, on the fake engine: one worker made of several processes."""
 
+import contextlib
 import queue
 import signal
 import sys
@@ -56,8 +57,11 @@ class Heard:
     @property
     def processes(self) -> list[psutil.Process]:
         """Every process of the group, those behind the remote shell too."""
-        running = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
-        return [one for one in running if "plimsoll.engine.worker" in one.cmdline()]
+        found = []
+        for one in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end, or have ended, while it is looked at
+                found += [one] if "plimsoll.engine.worker" in one.cmdline() else []
+        return found
 
 
 @pytest.fixture
