@@ -20,7 +20,7 @@ from plimsoll.catalog import Catalog
 from plimsoll.cluster import ray_monitor, wire
 from plimsoll.cluster.node_commands import Outlet, message_of
 from plimsoll.config import Config, ModelsConfig
-from plimsoll.errors import LoadFailed, PlimsollError
+from plimsoll.errors import InternalError, LoadFailed, PlimsollError
 from plimsoll.http.stream import Inbox, ask
 from plimsoll.journal.blackbox import BlackBox
 from plimsoll.journal.journal import Journal
@@ -151,6 +151,9 @@ class NodeServer:
             answer = m.Failed(LoadFailed(f"{command.model} can't be loaded: {error}", retry_after_s=5.0))
         except PlimsollError as error:
             answer = m.Failed(error)
+        except Exception:  # noqa: BLE001 - whatever its files make a reader raise, who wants the model waits for this
+            _log.exception("%s can't be weighed", command.model)
+            answer = m.Failed(InternalError(f"{command.model} can't be weighed here; the node's log says why"))
         Outlet(command.id, self._inbox).send(answer)
 
     async def _stop(self, command: wire.Stop) -> None:
