@@ -199,6 +199,10 @@ class ActorSystem:
             on_weighed(self.ways_to_load(model), "")
         except (OSError, ValueError) as error:
             on_weighed((), str(error))
+        except Exception as error:
+            # Whatever its files make a reader raise: who wants the model waits for this.
+            log.exception("%s can't be weighed", model.source.name)
+            on_weighed((), f"its files can't be weighed ({type(error).__name__}), the log says why")
 
     def _on_settled(self, model: CatalogModel, dequantized: bool, footprint_bytes: int) -> None:
         key = footprint_key(model.source, dequantized, model.group)

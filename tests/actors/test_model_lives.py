@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
+import pytest
 
 from plimsoll.actors import messages as m
 from plimsoll.actors.messages import State
@@ -160,6 +161,18 @@ def test_an_idle_model_is_unloaded_after_its_ttl_and_its_process_is_gone(server:
     pid = system.model("a").pid
     system.until_state("a", None)
     assert not psutil.pid_exists(pid)
+
+
+def test_a_model_that_can_not_be_weighed_for_a_reason_that_nobody_thought_of_fails_its_load(
+    server: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr("plimsoll.actors.system.weigh_source", broken)
+    failed = server({"a": {"source": "fake:"}}).chat("a").ending()
+    assert isinstance(failed.error, LoadFailed)
+    assert "a can't be loaded: its files can't be weighed (RecursionError)" in failed.error.message
 
 
 def test_a_pinned_model_loads_at_start_and_stays(server: Start) -> None:
