@@ -54,6 +54,9 @@ class _Model:
     logprobs: TokenLogprobs
 
 
+# Of requests that come at once those in front get their first token while the rest is read; then all go on together.
+_MOST_PASSLESS = 3
+
 Refusal = Literal["insufficient_memory", "never_fits"]
 
 
@@ -91,8 +94,8 @@ class MlxEngine:
         self._refused: list[RequestError] = []
         self._finished: list[tuple[list[int], list[Any]]] = []
         self._unsettled = False
-        # Running answers got nothing while others began: they come before the next prompt.
-        self._owes_pass = False
+        # Steps in a row that only handed out first tokens, so that whoever had one already got nothing.
+        self._passless = 0
         self._untidy = False
 
     def load(self, path: Path, progress: Progress) -> ModelInfo:
@@ -155,9 +158,10 @@ class MlxEngine:
                 self._recall.look()
             else:
                 began_s, streamed = self._clock(), self._streaming
-                read, begun = (0, False) if self._owes_pass else self._read(model, events)
+                owed = self._passless >= (1 if streamed else _MOST_PASSLESS)
+                read, begun = (0, False) if owed else self._read(model, events)
                 decodes = generator.passes_next
-                self._owes_pass = streamed and not decodes
+                self._passless = 0 if decodes else self._passless + 1
                 if decodes:
                     advance(generator, self._live)
                 decoded = generator.decode()
@@ -268,8 +272,8 @@ class MlxEngine:
 
     @property
     def _streaming(self) -> bool:
-        """Somebody waits for every step."""
-        return any(live.unread == 0 for live in self._live.values())
+        """Somebody waits for every step; who has only a first token does not yet feel how fast the next ones come."""
+        return any(live.generated > 1 for live in self._live.values())
 
     def _join(self, model: _Model, request_id: str, prompt: prompts.Prompt) -> None:
         layers, cached = self._recall.take(prompt.tokens, model.generator)

@@ -390,12 +390,39 @@ def test_answers_that_begin_in_every_step_hold_up_a_running_one_for_one_step_at_
     engine = open_engine(folder)
     run = Run(engine).submit("long", request("fox", max_tokens=20))
     run.step()
+    run.step()
     for number in range(12):
         run.submit(str(number), request(f"{number} dog", max_tokens=1))
         run.step()
-    assert run.counts["long"] >= 1 + 12 // 2
+    assert run.counts["long"] >= 2 + 12 // 2
     run.finish()
     assert run.texts["long"] == helpers.reference(folder, "fox", 20)[1]
+
+
+def test_of_many_that_come_at_once_the_first_begin_early_and_all_go_on_together(folder):
+    engine = open_engine(folder)
+    run = Run(engine)
+    for name in "abcdef":
+        run.submit(name, request(f"{name} dog" * 30, max_tokens=5))
+    tokens = [len(one.prompt.tokens) for one in engine._waiting._line]
+    assert 160 < sum(tokens) <= 3 * 160, "two or three steps' reading"
+    run.step()
+    assert run.counts["a"] == 1
+    assert "f" not in run.counts
+    while "f" not in run.counts:
+        run.step()
+        assert set(run.counts.values()) == {1}
+    run.step()
+    assert set(run.counts.values()) == {2}
+
+
+def test_who_has_a_first_token_waits_for_a_bounded_number_of_others(folder):
+    engine = open_engine(folder)
+    run = Run(engine).submit("long", request("fox", max_tokens=20))
+    for number in range(8):
+        run.submit(str(number), request(f"{number} dog", max_tokens=1))
+        run.step()
+    assert run.counts["long"] > 1
 
 
 def test_an_idle_engine_keeps_conversations_and_gives_back_what_the_allocator_holds(engine):
