@@ -46,13 +46,11 @@ class Admission:
         tell: Callable[[str, m.Message], None],
         on_external: Callable[[Sample], None],
         held_bytes: Callable[[str], int] = lambda _: 0,
-        foresee: Callable[[str], None] = lambda _: None,
     ) -> None:
         """``seats`` lists every living model as it is now, ``tell`` reaches a living model by its name.
 
         ``on_external`` is called when a level was reached by others' memory; it must not block. ``held_bytes`` says
-        what a load of a model holds already: the spare worker that it will use. ``foresee`` is told of a load that
-        will be granted as soon as another model has left.
+        what a load of a model holds already: the spare worker that it will use.
         """
         self._outlook = outlook
         self._journal = journal
@@ -61,7 +59,6 @@ class Admission:
         self._tell = tell
         self._on_external = on_external
         self._held_bytes = held_bytes
-        self._foresee = foresee
         self._loads: deque[_LoadRequest] = deque()
         self.departures = Departures(outlook, journal, clock, tell)
         self.cleanups = CleanUps(outlook, self.departures, journal, clock, seats=seats, grace_s=critical_grace_s)
@@ -191,7 +188,6 @@ class Admission:
             case "evict":
                 victim = next(one for one in others if one.name == decision.plan.victims[0])
                 self.departures.ask(victim, f"to make room for {request.model}", if_idle=True)
-                self._foresee(request.model)
                 return None
             case "wait":
                 return None

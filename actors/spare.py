@@ -53,7 +53,7 @@ class Spare:
         pid = self._worker.pid
 
     def foresee(self, model: CatalogModel) -> None:
-        """``model`` will be loaded as soon as another has left: its tokenizer can be read meanwhile."""
+        """``model`` is to be loaded: its tokenizer can be read while memory is looked for."""
         if self._worker and self.serves(model):
             self._worker.send(ReadAhead(model.source, self._cache_dir))
 

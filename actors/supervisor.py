@@ -81,7 +81,6 @@ class Supervisor(pykka.ThreadingActor):
             tell=self._tell_model,
             on_external=on_external,
             held_bytes=self._held_bytes,
-            foresee=self._foresee,
         )
         self._measuring = Measuring(self._slots, spare, keeper, journal, on_settled)
         self._report = StatusReport(self._outlook, self._slots, self._measuring.stuck, journal, clock)
@@ -152,6 +151,8 @@ class Supervisor(pykka.ThreadingActor):
             return
         before, slot.status = slot.status, message.status
         self._order_spare(slot)
+        if slot.status.state == State.LOADING != before.state:
+            self._spare.foresee(slot.model)
         if slot.status.state == State.STOPPING and before.pid is not None:
             self._admission.departures.begin(slot.seat(), "")
         if slot.status.pid is None:
@@ -270,10 +271,6 @@ class Supervisor(pykka.ThreadingActor):
             return
         if not self._slots.closed and self._outlook.level == Level.NORMAL and self._spare.serves(slot.model):
             self._spare.order(self.actor_ref)
-
-    def _foresee(self, model: str) -> None:
-        if slot := self._slots.get(model):
-            self._spare.foresee(slot.model)
 
     def _held_bytes(self, model: str) -> int:
         """What a load of this model holds before it has begun; asked for a plan also of one that does not live."""

@@ -54,7 +54,7 @@ def test_a_load_orders_a_spare_worker_that_the_next_load_uses(boss: Boss) -> Non
     assert not spare.commands
     boss.reload()
     assert boss.spare is None
-    assert isinstance(spare.commands[0], p.LoadModel)
+    assert [type(one) for one in spare.commands] == [p.ReadAhead, p.LoadModel]
     assert boss.worker_of("a") is spare
     spare.get_ready()
     boss.stage.drain()
