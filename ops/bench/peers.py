@@ -41,6 +41,19 @@ plain = {key: value for key, value in config.items() if not key.startswith("quan
 save_config({**plain, "torch_dtype": "float32"}, config_path=target / "config.json")
 """
 
+_HALF = """
+import shutil, sys
+from pathlib import Path
+import mlx.core as mx
+
+source, target = map(Path, sys.argv[1:])
+shutil.copytree(source, target)
+for file in target.glob("*.safetensors"):
+    arrays = mx.load(str(file)).items()
+    half = {name: one.astype(mx.float16) if one.dtype == mx.float32 else one for name, one in arrays}
+    mx.save_safetensors(str(file), half, {"format": "mlx"})
+"""
+
 
 def environment() -> dict[str, str]:
     """The same BLAS for those that don't look for one by themselves."""
@@ -168,4 +181,10 @@ def dense_weights(source: Path, target: Path) -> Path:
     if not (target / "config.json").exists():
         target.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, "-c", _DENSE, str(source), str(target)], check=True)
+    return target
+
+
+def half_precision(source: Path, target: Path) -> Path:
+    """A packed model with all that is not packed in float16, as models are published, made in a process of its own."""
+    subprocess.run([sys.executable, "-c", _HALF, str(source), str(target)], check=True)
     return target
