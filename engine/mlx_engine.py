@@ -161,7 +161,7 @@ class MlxEngine:
                 owed = self._passless >= (1 if streamed else _MOST_PASSLESS)
                 read, begun = (0, False) if owed else self._read(model, events)
                 decodes = generator.passes_next
-                self._passless = 0 if decodes else self._passless + 1
+                self._passless = self._passless + 1 if begun and not decodes else 0
                 if decodes:
                     advance(generator, self._live)
                 decoded = generator.decode()
