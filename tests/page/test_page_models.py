@@ -124,6 +124,8 @@ def test_it_can_all_be_done_with_the_keyboard(serve, visit, card):
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_contain_text("will unload first")
     page.keyboard.press("Escape")
+    # The focus is back before the browser says that the dialog is closed; until then the button's first press goes on.
+    expect(page.get_by_role("dialog")).to_have_count(0)
     expect(load).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog").get_by_role("button", name="Unload first and load")).to_be_focused()
