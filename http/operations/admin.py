@@ -80,7 +80,7 @@ class _Admin:
         else:
             pinned: bool = decode(request.body, _pin_bodies, {"pinned": "true or false"}).pinned
             status = await ask(self._front.supervisor, lambda reply: PinModel(name, pinned, reply))
-        return respond(200, model_body(status, await need_status(self._front)))
+        return respond(200, model_body(status, await need_status(self._front), time.monotonic()))
 
     async def cleanup(self, request: AnyRequest) -> HTTPResponse:
         body: CleanupBody = decode(request.body, _cleanup_bodies) if request.body else CleanupBody()
@@ -129,13 +129,17 @@ def models_body(server: Status, names: list[str]) -> dict[str, Any]:
     """Every model that lives, and the cold ones among ``names``."""
     known = {one.name: one for one in server.models}
     cold = [ModelStatus(name, State.COLD, pinned=name in server.pinned) for name in names if name not in known]
-    bodies = [model_body(one, server) for one in [*known.values(), *cold]]
+    now = time.monotonic()
+    bodies = [model_body(one, server, now) for one in [*known.values(), *cold]]
     return {"models": sorted(bodies, key=lambda body: str(body["name"]))}
 
 
-def model_body(status: ModelStatus, server: Status) -> dict[str, Any]:
-    """One model; the actor's monotonic times are turned into ages and a countdown, in seconds."""
-    idle_s = time.monotonic() - status.last_used if status.last_used else None
+def model_body(status: ModelStatus, server: Status, now: float) -> dict[str, Any]:
+    """One model; the actor's monotonic times are turned into ages and a countdown, in seconds.
+
+    Ages are given to the millisecond: who reads them to tell which model was used last must come to the server's order.
+    """
+    idle_s = now - status.last_used if status.last_used else None
     resting = status.state is State.READY and not status.pinned
     unload_in_s = None
     if resting and idle_s is not None and status.idle_ttl_s is not None:
@@ -147,7 +151,7 @@ def model_body(status: ModelStatus, server: Status) -> dict[str, Any]:
         "queued": status.queued,
         "pinned": status.pinned,
         "pid": status.pid,
-        "idle_s": None if idle_s is None else round(idle_s, 1),
+        "idle_s": None if idle_s is None else round(idle_s, 3),
         "idle_ttl_s": None if status.idle_ttl_s is None else float(status.idle_ttl_s),
         "unload_in_s": unload_in_s,
         "stage": status.stage or None,

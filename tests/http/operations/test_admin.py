@@ -24,6 +24,17 @@ def test_all_models_are_listed_cold_ones_too(http, system, status):
     assert tiny["info"]["device"] == "cpu"
 
 
+def test_the_ages_tell_which_of_two_models_was_used_last(http, system, status):
+    now = time.monotonic()
+    pair = [
+        m.ModelStatus("tiny", m.State.READY, last_used=now - 0.02),
+        m.ModelStatus("org/big", m.State.READY, last_used=now),
+    ]
+    system.scripts[m.GetStatus] = lambda message: message.reply.send(status(models=pair))
+    big, tiny = http.get("/admin/models").json()["models"]
+    assert tiny["idle_s"] - big["idle_s"] == pytest.approx(0.02, abs=0.0015)
+
+
 @pytest.mark.parametrize("changes", [{"pinned": True}, {"state": m.State.BUSY}, {"idle_ttl_s": None}], ids=str)
 def test_a_model_that_is_not_about_to_leave_has_no_countdown(http, system, status, changes):
     one = m.ModelStatus(**{"name": "tiny", "state": m.State.READY, "last_used": 1.0, "idle_ttl_s": 900.0} | changes)
