@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from plimsoll.engine.cpu_math import make_cpu_fast
 from plimsoll.engine.engine import Progress
 from plimsoll.engine.protocol import EngineOptions, ModelInfo
 from plimsoll.engine.sentence import Pooling, Recipe, is_bert, read_recipe
@@ -56,7 +57,7 @@ class BertEncoder:
         if not (path / "tokenizer.json").is_file():
             raise LoadFailed(f"{path} has no tokenizer.json, which an embedding model needs.")
         if on_the_cpu():
-            mx.disable_compile()  # as for chat models
+            make_cpu_fast()
         self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_model
 
 from plimsoll.engine import adapters
+from plimsoll.engine.cpu_math import make_cpu_fast
 from plimsoll.engine.engine import Progress
 from plimsoll.engine.own_code import refuse_code
 from plimsoll.engine.protocol import EngineOptions, ModelInfo
@@ -61,8 +61,7 @@ def load(
     _check_files(path)
     refuse_code(path)
     if on_the_cpu():
-        # There mx.compile runs a C++ compiler per kernel; measured as fast without, and many machines have none.
-        mx.disable_compile()
+        make_cpu_fast()
     tokenizer = (tokenizers or TokenizerReader()).read(path)
     model, config = load_model(path, lazy=True, trust_remote_code=False)
     together = rank.split(model, dequantize=options.dequantize) if rank else model
