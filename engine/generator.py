@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, GenerationBatch
+from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
 
-from plimsoll.engine.eager_batch import EagerBatch
+from plimsoll.engine.eager_batch import EagerBatch, EagerPrompts
 from plimsoll.engine.kv_measure import leaves
 from plimsoll.engine.loading import Loaded
 from plimsoll.engine.pace import Pace
@@ -31,21 +31,36 @@ class Generator(BatchGenerator):  # type: ignore[misc] # mlx-lm is untyped
     """
 
     _generation_batch: GenerationBatch
+    _prompt_batch: PromptProcessingBatch
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if on_the_cpu():
             self._generation_batch = EagerBatch.empty(self.model, self.sampler)
+            self._prompt_batch = EagerPrompts.empty(self.model, self.sampler, self._prompt_batch.prefill_step_size)
 
     @property
-    def passes_next(self) -> bool:
-        """Whether ``decode`` makes a pass over the weights, or only hands out first tokens."""
+    def answering(self) -> bool:
+        """Whether ``decode`` has rows to make a pass for."""
+        return len(self._generation_batch) > 0
+
+    @property
+    def begins_apart(self) -> bool:
+        """Whether ``read`` makes a pass of its own for those that begin."""
+        return not isinstance(self._generation_batch, EagerBatch)
+
+    @property
+    def newest(self) -> dict[int, int]:
+        """The last token of every answer that has one, by its row; waits for the pass that is under way."""
         batch = self._generation_batch
-        return batch.passes_next if isinstance(batch, EagerBatch) else len(batch) > 0
+        if isinstance(batch, EagerBatch):
+            return batch.newest
+        return dict(zip(batch.uids, batch._next_tokens.tolist(), strict=True)) if batch.uids else {}  # noqa: SLF001 - mlx-lm is pinned
 
     def read(self) -> list[Any]:
         """Read one chunk of every prompt; those that were read but for their last token begin to decode."""
-        running, self._generation_batch = self._generation_batch, GenerationBatch.empty(self.model, self.sampler)
+        running = self._generation_batch
+        self._generation_batch = type(running).empty(self.model, self.sampler)
         try:
             progress, _ = self.next()
         finally:
@@ -55,7 +70,7 @@ class Generator(BatchGenerator):  # type: ignore[misc] # mlx-lm is untyped
         return list(progress)
 
     def decode(self) -> list[Any]:
-        """One token of every answer that has begun, or only the first ones of those that begin now."""
+        """One token of every answer."""
         with mx.stream(self.stream):
             return list(self._generation_batch.next())
 

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mlx_lm.generate import BatchGenerator
-
 from plimsoll.engine import prompts
 from plimsoll.engine.answer_parts import AnswerParts
+from plimsoll.engine.generator import Generator
 from plimsoll.engine.protocol import RequestError, Usage
 from plimsoll.engine.sampling import Processor, penalties
 
@@ -46,11 +45,10 @@ def processors(prompt: prompts.Prompt) -> list[Processor]:
     return [*found, prompt.constraint] if prompt.constraint else found
 
 
-def advance(generator: BatchGenerator, live: Mapping[int, Live]) -> None:
+def advance(generator: Generator, live: Mapping[int, Live]) -> None:
     """Hand every grammar its newest token before the next step; waits for the queued one if there are any."""
     constraints = {uid: made for uid, one in live.items() if (made := one.prompt.constraint)}
-    batch = generator._generation_batch  # noqa: SLF001 - mlx-lm is pinned
-    if constraints and not constraints.keys().isdisjoint(batch.uids):
-        for uid, token in zip(batch.uids, batch._next_tokens.tolist(), strict=True):  # noqa: SLF001 - as above
+    if constraints:
+        for uid, token in generator.newest.items():
             if uid in constraints:
                 constraints[uid].advance(token)

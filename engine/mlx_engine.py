@@ -54,9 +54,6 @@ class _Model:
     logprobs: TokenLogprobs
 
 
-# Of requests that come at once those in front get their first token while the rest is read; then all go on together.
-_MOST_PASSLESS = 3
-
 Refusal = Literal["insufficient_memory", "never_fits"]
 
 
@@ -94,8 +91,6 @@ class MlxEngine:
         self._refused: list[RequestError] = []
         self._finished: list[tuple[list[int], list[Any]]] = []
         self._unsettled = False
-        # Steps in a row that only handed out first tokens, so that whoever had one already got nothing.
-        self._passless = 0
         self._untidy = False
 
     def load(self, path: Path, progress: Progress) -> ModelInfo:
@@ -157,15 +152,14 @@ class MlxEngine:
             if not self._live:
                 self._recall.look()
             else:
-                began_s, streamed = self._clock(), self._streaming
-                owed = self._passless >= (1 if streamed else _MOST_PASSLESS)
-                read, begun = (0, False) if owed else self._read(model, events)
-                decodes = generator.passes_next
-                self._passless = self._passless + 1 if begun and not decodes else 0
+                began_s = self._clock()
+                read, begun = self._read(model, events)
+                decodes = generator.answering
                 if decodes:
                     advance(generator, self._live)
                 decoded = generator.decode()
-                model.pace.note(self._clock() - began_s, read=read, passes=(read > 0) + begun + decodes)
+                passes = (read > 0) + (begun and generator.begins_apart) + decodes
+                model.pace.note(self._clock() - began_s, read=read, passes=passes)
                 self._unsettled = begun or any(one.finish_reason for one in decoded)
                 while decoded:  # taken out, for the cache of one that has finished holds the whole old batch
                     self._take(decoded.pop(0), draft)
@@ -268,12 +262,8 @@ class MlxEngine:
     def _room(self, model: _Model) -> int:
         """How many tokens of prompts this step may read."""
         waiting = len(self._waiting) + sum(live.unread > 0 for live in self._live.values())
-        return model.pace.room(streaming=self._streaming, waiting=waiting)
-
-    @property
-    def _streaming(self) -> bool:
-        """Somebody waits for every step; who has only a first token does not yet feel how fast the next ones come."""
-        return any(live.generated > 1 for live in self._live.values())
+        streaming = sum(live.generated > 0 for live in self._live.values())
+        return model.pace.room(streaming=streaming, waiting=waiting)
 
     def _join(self, model: _Model, request_id: str, prompt: prompts.Prompt) -> None:
         layers, cached = self._recall.take(prompt.tokens, model.generator)
