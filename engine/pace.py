@@ -1,13 +1,13 @@
 """How many tokens of prompts one step reads, for running answers wait for it. Pure: measured times are handed in."""
 
-# While answers stream and one prompt is read, a step may take this many times as long as one that reads nothing; and
-# so many times more for every further one that waits: many who wait weigh more than a few who are slowed down.
+# While answers stream a step that reads may take this many times as long as one that reads nothing; and so many times
+# more for each by which the requests that wait outnumber those that stream.
 STRETCH = 2.8
 _MORE = 1.0
 _MOST_STRETCH = 8.0
-# Less is not worth a pass over the weights and over the KV cache: beside 4,000 tokens a chunk of 16 took 340 ms on a
-# CPU, most of it for the attention to those, so that small chunks made the prompt slow and the gaps hardly shorter.
-_LEAST_TOKENS = 32
+# A CPU's BLAS computes so many rows at a time, and other numbers up to twice as slowly. Less is not worth a pass over
+# the weights and over the KV cache.
+_TILE = 16
 # Prompts of a fixed chunk that are read together while nobody streams.
 _SIDE_BY_SIDE = 4
 # Weight of the newest measurement.
@@ -42,18 +42,21 @@ class Pace:
         """What a short prompt is padded with at most; alone it is not padded."""
         return self._fixed or self._idle // 2
 
-    def room(self, *, streaming: bool, waiting: int = 1) -> int:
-        """Tokens to read in the next step, over all prompts that are being read; ``waiting`` requests wait for it."""
+    def room(self, *, streaming: int, waiting: int = 1) -> int:
+        """Tokens to read in the next step, over all prompts that are being read.
+
+        So many answers are ``streaming`` and get slower by it, and so many requests are ``waiting`` for it.
+        """
         if not streaming:
             return self._idle
         if self._fixed:
             return self._fixed
         if self._pass_s is None or self._token_s is None:
             return self._first
-        stretch = min(STRETCH + _MORE * max(0, waiting - 1), _MOST_STRETCH)
+        stretch = min(STRETCH + _MORE * max(0, waiting - streaming), _MOST_STRETCH)
         # One pass decodes and one reads.
         fits = int((stretch - 2) * self._pass_s / self._token_s)
-        return max(_LEAST_TOKENS, min(fits, self._idle))
+        return max(_TILE, min(fits // _TILE * _TILE, self._idle))
 
     def per_row(self, rows: int, room: int) -> int:
         """Tokens to read of each of so many prompts, where there is ``room`` for so many in all."""

@@ -8,11 +8,11 @@ def paced(**options):
 
 
 def test_nobody_streams_so_as_much_as_is_efficient_is_read():
-    assert paced().room(streaming=False) == 256
+    assert paced().room(streaming=0) == 256
 
 
 def test_the_first_reading_beside_a_stream_is_small():
-    assert paced().room(streaming=True) == 16
+    assert paced().room(streaming=1) == 16
 
 
 @pytest.mark.parametrize(("pass_s", "token_s"), [(0.05, 0.001), (0.02, 0.0004), (0.1, 0.002)])
@@ -20,9 +20,9 @@ def test_a_step_that_reads_takes_the_stretch_of_one_that_does_not(pass_s, token_
     pace = paced()
     for _ in range(30):
         pace.note(pass_s, read=0, passes=1)
-        room = pace.room(streaming=True)
+        room = pace.room(streaming=1)
         pace.note(2 * pass_s + room * token_s, read=room, passes=2)
-    took_s = 2 * pass_s + pace.room(streaming=True) * token_s
+    took_s = 2 * pass_s + pace.room(streaming=1) * token_s
     assert took_s == pytest.approx(STRETCH * pass_s, rel=0.1)
 
 
@@ -30,56 +30,64 @@ def test_reading_slows_down_as_the_prompt_grows_long():
     pace = paced()
     pace.note(0.1, read=0, passes=1)
     pace.note(0.2 + 64 * 0.001, read=64, passes=2)
-    before = pace.room(streaming=True)
+    before = pace.room(streaming=1)
     for _ in range(20):
         pace.note(0.2 + 64 * 0.002, read=64, passes=2)
-    assert pace.room(streaming=True) == pytest.approx(before / 2, rel=0.2)
+    assert pace.room(streaming=1) == pytest.approx(before / 2, rel=0.2)
 
 
-def test_the_more_requests_wait_the_more_is_read():
+def test_the_more_requests_wait_than_stream_the_more_is_read():
     pace = paced()
     pace.note(0.05, read=0, passes=1)
     pace.note(0.1 + 16 * 0.0008, read=16, passes=2)
-    rooms = [pace.room(streaming=True, waiting=waiting) for waiting in (1, 2, 3, 8, 100)]
+    rooms = [pace.room(streaming=2, waiting=waiting) for waiting in (1, 2, 3, 4, 9, 100)]
     assert rooms == sorted(rooms)
-    assert rooms[0] < rooms[1] < rooms[2]
-    assert rooms[3] == rooms[4]
+    assert rooms[0] == rooms[1] < rooms[2] < rooms[3]
+    assert rooms[4] == rooms[5]
+
+
+@pytest.mark.parametrize("waiting", [1, 2, 3, 4])
+def test_what_is_read_comes_in_whole_tiles(waiting):
+    pace = paced()
+    pace.note(0.05, read=0, passes=1)
+    pace.note(0.1 + 16 * 0.00071, read=16, passes=2)
+    assert pace.room(streaming=1, waiting=waiting) % 16 == 0
 
 
 def test_what_was_learnt_while_nobody_streamed_counts():
     pace = paced()
     pace.note(1.0, read=200, passes=1)
     pace.note(0.05, read=0, passes=1)
-    assert pace.room(streaming=True) == max(32, int((STRETCH - 2) * 0.05 / (1.0 / 200)))
+    assert pace.room(streaming=1) == 16 * int((STRETCH - 2) * 0.05 / (1.0 / 200) / 16) or 16
 
 
 def test_a_little_is_read_however_slow_it_is():
     pace = paced()
     pace.note(0.05, read=0, passes=1)
     pace.note(10.0, read=16, passes=2)
-    assert pace.room(streaming=True) == 32
+    assert pace.room(streaming=1) == 16
 
 
 def test_a_step_that_was_faster_than_its_passes_does_not_make_reading_free():
     pace = paced()
     pace.note(0.05, read=0, passes=1)
     pace.note(0.04, read=16, passes=2)
-    assert 32 <= pace.room(streaming=True) <= 256
+    assert 16 <= pace.room(streaming=1) <= 256
 
 
 def test_a_clock_that_stands_still_teaches_nothing():
     pace = paced()
     pace.note(0.0, read=0, passes=1)
     pace.note(0.0, read=16, passes=2)
-    assert pace.room(streaming=True) == 16
+    assert pace.room(streaming=1) == 16
 
 
 def test_a_fixed_chunk_is_kept_whatever_is_measured():
     pace = paced(fixed=64)
     pace.note(0.05, read=0, passes=1)
     pace.note(1.0, read=64, passes=2)
-    assert pace.room(streaming=True) == 64
-    assert pace.room(streaming=False) == 256
+    assert pace.room(streaming=1) == 64
+    assert pace.room(streaming=0) == 256
     assert pace.per_row(1, 256) == pace.most == pace.most_padding == 64
 
 
