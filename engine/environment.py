@@ -22,8 +22,9 @@ def worker_environment(
     """
     if platform != "linux":
         return {}
-    # Without it glibc keeps most of what MLX frees: blocks above this size go back to the system at once.
-    variables = {"MALLOC_MMAP_THRESHOLD_": "262144"}
+    # Left to itself glibc keeps most of what MLX frees. Larger blocks go back to the system at once, smaller ones when
+    # the worker rests: giving back every pass's own, and getting them anew page by page, took a fifth of the time.
+    variables = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20)}
     library = _openblas(root, cache_dir) if blas == "auto" else (None if blas == "none" else blas)
     if library:
         variables["LD_PRELOAD"] = ":".join(filter(None, (library, os.environ.get("LD_PRELOAD"))))
