@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+# In the place of minus infinity, less which minus infinity would be no number.
 _LOWEST = float(np.finfo(np.float32).min)
 # Smaller than this an array is not worth leaving MLX for.
 _LEAST = 4096
@@ -91,7 +92,7 @@ def logsumexp(values: mx.array, axis: Any = None, keepdims: bool = False, **othe
     """As ``mx.logsumexp``; numpy takes part where it is over the last axis alone."""
     if not _is_float32(values) or values.size < _LEAST or axis not in (-1, values.ndim - 1) or others:
         return _logsumexp(values, axis, keepdims, **others)
-    most = mx.max(values, axis=-1, keepdims=True)
+    most = mx.maximum(mx.max(values, axis=-1, keepdims=True), _LOWEST)
     powers = values - most
     sums = mx.log(_exp_and_sum(powers, subtract=False)) + most
     return sums if keepdims else sums.squeeze(-1)
@@ -133,7 +134,7 @@ def _exp_and_sum(scores: mx.array, *, subtract: bool = True) -> mx.array:
     done = 0
     for block in _blocks(flat):
         if subtract:
-            np.subtract(block, block.max(axis=-1, keepdims=True), out=block)
+            np.subtract(block, block.max(axis=-1, keepdims=True, initial=_LOWEST), out=block)
         np.exp(block, out=block)
         np.sum(block, axis=-1, keepdims=True, out=sums[done : done + len(block)])
         done += len(block)
@@ -155,7 +156,6 @@ def _masked(scores: mx.array, mask: mx.array) -> mx.array:
     if mask.ndim >= 3:
         heads = mask.shape[-3]
         mask = mask.reshape(*mask.shape[:-3], *((1, 1) if heads == 1 else scores.shape[1:3]), *mask.shape[-2:])
-    # Not minus infinity: a row of padding alone would become NaN.
     return mx.where(mask, scores, _LOWEST) if mask.dtype == mx.bool_ else scores + mask
 
 

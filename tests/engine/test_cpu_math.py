@@ -6,8 +6,8 @@ import pytest
 
 from plimsoll.engine import cpu_math
 
-mlx_attend = cpu_math._attend
-MASKS = ["none", "causal", "of queries", "of rows", "of heads", "added", "of padding alone"]
+mlx_attend, mlx_logsumexp = cpu_math._attend, cpu_math._logsumexp
+MASKS = ["none", "causal", "of queries", "of rows", "of heads", "added", "of padding alone", "added, with nothing left"]
 
 
 def mask_of(kind, rows, heads, length, context):
@@ -19,6 +19,7 @@ def mask_of(kind, rows, heads, length, context):
         "of heads": mx.random.uniform(shape=(rows, heads, length, context)) > 0.3,
         "added": mx.random.normal((length, context)),
         "of padding alone": mx.zeros((length, context), mx.bool_),
+        "added, with nothing left": mx.full((length, context), -np.inf),
     }[kind]
 
 
@@ -80,8 +81,8 @@ def test_elements_are_as_mlx_computes_them(name):
 @pytest.mark.usefixtures("no_mlx")
 @pytest.mark.parametrize("keepdims", [True, False])
 def test_sums_of_exponentials_are_as_mlx_computes_them(keepdims):
-    values = mx.random.normal((3, 50000)) * 30
-    expected = np.log(np.exp(np.array(values, np.float64)).sum(-1, keepdims=keepdims))
+    values = mx.concatenate([mx.random.normal((3, 50000)) * 30, mx.full((1, 50000), -np.inf)])
+    expected = mlx_logsumexp(values, axis=-1, keepdims=keepdims)
     np.testing.assert_allclose(cpu_math.logsumexp(values, axis=-1, keepdims=keepdims), expected, rtol=1e-6)
 
 
