@@ -328,9 +328,13 @@ class EngineError(_Frame, frozen=True):
 
 
 class HostMemory(_Frame, frozen=True):
-    """What the host of a rank says of its memory: (source, total, used), bytes; the front knows the host's name."""
+    """What the host of a rank says of its memory: (source, total, used), bytes; the front knows the host's name.
+
+    ``device`` is what MLX computes on there.
+    """
 
     readings: list[tuple[str, int, int]]
+    device: Literal["cpu", "gpu"]
     host: str = ""
 
 

@@ -14,6 +14,7 @@ from mlx import nn
 from plimsoll.engine.protocol import HostMemory, JoinGroup, Replay
 from plimsoll.engine.row_ops import Op
 from plimsoll.engine.splitting import split_model
+from plimsoll.engine.weights import on_the_cpu
 from plimsoll.memory.levels import Thresholds, next_interval_s
 from plimsoll.memory.sources import SystemSampler
 
@@ -72,7 +73,8 @@ class Rank:
                 worth = max(_LEAST_PERCENT, _WORTH * (100 - sample.used_percent))
                 if abs(sample.used_percent - told) >= worth:
                     told = sample.used_percent
-                    self._send(HostMemory([(one.source, one.total, one.used) for one in sample.readings]))
+                    readings = [(one.source, one.total, one.used) for one in sample.readings]
+                    self._send(HostMemory(readings, "cpu" if on_the_cpu() else "gpu"))
             time.sleep(interval_s)
 
 

@@ -75,6 +75,7 @@ class WorkerGroup:
         self._load: LoadModel | None = None
         self._loading = False
         self._memory: dict[int, tuple[Reading, ...]] = {}
+        self._devices: dict[int, str] = {}
         self._progress: dict[int, LoadProgress] = {}
         self._exits: dict[int, tuple[int, bool]] = {}
         self._exit: tuple[int, bool] | None = None
@@ -154,6 +155,7 @@ class WorkerGroup:
 
     def _on_memory(self, rank: int, event: HostMemory) -> None:
         self._memory[rank] = tuple(Reading(*one) for one in event.readings)
+        self._devices[rank] = event.device
         host = self._hosts[rank]
         self._on_event(msgspec.structs.replace(event, host=host.name))
         if self._loading:
@@ -164,6 +166,14 @@ class WorkerGroup:
                 self._end(EngineError("host", sentence))
         elif self._load and len(self._memory) == len(self._hosts):
             self._loading = True
+            if len(set(self._devices.values())) > 1:
+                kinds = ", ".join(f"{self._name(one)} on its {device.upper()}" for one, device in self._devices.items())
+                self._end(
+                    LoadError(
+                        "load", f"hosts that compute differently fall out of step: {kinds}; name hosts of one kind"
+                    )
+                )
+                return
             if refusal := refuse(self._shares(self._load.share_bytes), self._settings.critical_percent):
                 self._end(LoadError(_KINDS[refusal.kind], refusal.sentence))
                 return

@@ -19,12 +19,12 @@ Start = Callable[..., "Heard"]
 HERE = p.GroupHost("127.0.0.1", "127.0.0.1", here=True)
 FAR = p.GroupHost("mac2", "127.0.0.1")
 SLOW = "tokens_per_s=50,answer=la,length=100000,context=1000000"
-# A rank inside a call of MLX that waits for the first one: there Python does not hear SIGTERM.
+# A rank on the device that is given, inside a call of MLX that waits for the first one: Python does not hear SIGTERM.
 DEAF = """
 import signal, sys, time
 from plimsoll.engine import protocol as p
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-sys.stdout.buffer.write(p.encode(p.HostMemory([("host", 100, 1)])))
+sys.stdout.buffer.write(p.encode(p.HostMemory([("host", 100, 1)], sys.argv[1])))
 sys.stdout.flush()
 time.sleep(1000)
 """
@@ -195,10 +195,18 @@ def test_a_host_that_is_not_reached_fails_the_load_by_its_name(start: Start) -> 
 
 def test_a_failed_load_of_the_first_rank_ends_the_others_at_once(start: Start) -> None:
     before = set(psutil.Process().children())
-    heard = start(HERE, FAR, shell=(sys.executable, "-c", DEAF)).load("fail_load=no such file")
+    heard = start(HERE, FAR, shell=(sys.executable, "-c", DEAF, "cpu")).load("fail_load=no such file")
     assert "no such file" in heard.next(p.LoadError).message
     heard.next(tuple)
     assert set(psutil.Process().children()) == before
+
+
+def test_hosts_that_compute_on_different_devices_are_refused_before_anything_is_read(start: Start) -> None:
+    heard = start(HERE, FAR, shell=(sys.executable, "-c", DEAF, "gpu")).load()
+    refusal = heard.next((p.LoadError, p.Ready))
+    assert "rank 0 of 2 (on 127.0.0.1) on its CPU" in refusal.message
+    assert "rank 1 of 2 (on mac2) on its GPU" in refusal.message
+    heard.next(tuple)
 
 
 def test_no_rank_is_started_once_the_first_one_has_ended(start: Start) -> None:
