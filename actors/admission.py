@@ -142,6 +142,8 @@ class Admission:
             return
         while self._loads and not self.departures and not self.cleanups.running:
             request = self._loads[0]
+            if sample.time_s < request.asked_at:
+                return  # the Watchdog looks at once when somebody waits
             seat = next((one for one in self._seats() if one.name == request.model), None)
             if seat is not None and not seat.leaving:
                 answer = self._decide(request, seat, sample)

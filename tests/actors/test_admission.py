@@ -104,6 +104,20 @@ def desk(stage: Any, fakes: Any) -> Desk:
     return Desk(stage, fakes)
 
 
+# ---- when it decides
+
+
+def test_a_load_is_decided_by_what_memory_is_since_it_was_asked_for(desk: Desk) -> None:
+    desk.sit("idle")
+    desk.stage.time += 0.2
+    desk.want("new", 20)
+    assert desk.told == []
+    assert desk.admission.hurried, "the Watchdog is asked to look at once"
+    desk.others_gib = 70.0  # somebody else has grown since the last look
+    desk.sample(Level.WARNING)
+    assert desk.asked_to_leave == ["idle"]
+
+
 # ---- one victim at a time
 
 
