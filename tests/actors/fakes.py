@@ -21,7 +21,7 @@ from plimsoll.errors import UnknownModel
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
 from plimsoll.memory.plan import Need
-from plimsoll.memory.sample import Reading, Sample, Tracked
+from plimsoll.memory.sample import Level, Reading, Sample, Tracked
 from plimsoll.memory.sources import Activity
 
 GIB = 1024**3
@@ -368,3 +368,14 @@ def supervisor(stage: Stage, models: Models, kind: type[Supervisor] = Supervisor
     # Not among the others: it starts an actor of its own.
     keeper = changes.pop("keeper", None) or NoKeeper(stage)
     return stage.start(kind, models, Thresholds(), models.journal, keeper=keeper, **plain | changes)
+
+
+def look_for_loads(stage: Stage, boss: m.Ref, host: "Host") -> None:
+    """Stand in for a Watchdog that looks at once when a load waits."""
+    supervisor = stage.actor(boss)
+
+    def look() -> None:
+        if supervisor._admission._loads and supervisor._outlook.sample.time_s < stage.time:
+            m.tell(boss, m.Sampled(host.sample(supervisor._measuring.tracked.workers), Level.NORMAL))
+
+    stage.after_each = look

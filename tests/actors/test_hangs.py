@@ -136,6 +136,7 @@ class Boss:
         self.ref = fakes.supervisor(stage, self.models)
         self.count = 0
         self.sample()
+        fakes.look_for_loads(stage, self.ref, self.host)
 
     def sample(self) -> None:
         tracked = self.stage.actor(self.ref)._measuring.tracked.workers

@@ -29,6 +29,7 @@ class Boss:
         spare = Spare(self.host.spawn, lambda model: model.source.name in self.spare_serves)
         self.ref = fakes.supervisor(stage, self.models, spare=spare)
         self.sample()
+        fakes.look_for_loads(stage, self.ref, self.host)
 
     def sample(self) -> None:
         tracked = [Tracked(worker.pid) for worker in self.host.alive]
