@@ -14,7 +14,7 @@ from plimsoll.http.errors import envelope
 from plimsoll.http.front import AnyRequest
 from plimsoll.http.limits.patience import Look, Phase, Watch
 
-# For a client that was turned away to read why: closing at once would often reset it before.
+# For a client that still sends to read why it was answered so: closing at once would often reset it before.
 _FAREWELL_S = 1.0
 _MOST_FAREWELLS = 64
 
@@ -27,7 +27,7 @@ class Connection(HttpProtocol):
     """
 
     __slots__ = ("_farewell", "_gate", "_pauses", "_served", "_sweeper", "waiting", "watch")
-    # Of the connections that are being turned away, over all servers of this process.
+    # Of the connections that are being left like that, over all servers of this process.
     _farewells = 0
 
     def __init__(self, **sanics: Any) -> None:
@@ -63,12 +63,21 @@ class Connection(HttpProtocol):
         if self._farewell is None:
             super().data_received(data)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._farewell is None:
-            super().connection_lost(exc)  # type: ignore[no-untyped-call] # Sanic's
+    def close(self, timeout: float | None = None) -> None:
+        """A request that was not read whole is not cut off: what else comes of it is dropped for a while."""
+        transport = self.transport
+        if self._farewell is None and self.recv_buffer and transport is not None and not transport.is_closing():
+            transport.resume_reading()
+            self._part(transport)
         else:
+            super().close(timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._farewell is not None:
             self._farewell.cancel()
             Connection._farewells -= 1
+        if self.transport is not None:  # else it was turned away, and Sanic never heard of it
+            super().connection_lost(exc)  # type: ignore[no-untyped-call] # Sanic's
 
     def pause_writing(self) -> None:
         self._pauses += 1
@@ -124,6 +133,10 @@ class Connection(HttpProtocol):
         body = msgspec.json.encode(envelope(error))
         head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
         transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+        self._part(transport)
+
+    def _part(self, transport: Any) -> None:
+        """Say that nothing more comes, and end the connection when the client has heard, or after a second."""
         left_s = _FAREWELL_S if Connection._farewells < _MOST_FAREWELLS else 0.0
         Connection._farewells += 1
         self._farewell = self.loop.call_later(left_s, transport.abort)

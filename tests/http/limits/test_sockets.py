@@ -135,6 +135,14 @@ def test_headers_that_are_too_long_are_431(http):
     assert response.json()["error"]["code"] == "headers_too_large"
 
 
+def test_a_client_that_sends_far_more_headers_than_are_read_still_reads_why_it_is_refused(server):
+    for _ in range(5):
+        with connect(server) as one:
+            one.sendall(b"GET /health/live HTTP/1.1\r\nx: " + b"y" * 400_000 + b"\r\n\r\n")
+            assert rest(one).startswith(b"HTTP/1.1 431")
+    until(lambda: opened(server) == 0, "all places are free")
+
+
 @with_limits(connections=3)
 def test_one_connection_too_many_is_told_503_and_a_place_that_is_left_is_given_again(server, caplog):
     with contextlib.ExitStack() as stack:
