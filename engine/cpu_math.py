@@ -94,7 +94,7 @@ def logsumexp(values: mx.array, axis: Any = None, keepdims: bool = False, **othe
         return _logsumexp(values, axis, keepdims, **others)
     most = mx.maximum(mx.max(values, axis=-1, keepdims=True), _LOWEST)
     powers = values - most
-    sums = mx.log(_exp_and_sum(powers, subtract=False)) + most
+    sums = mx.log(_exp_and_sum(powers)) + most
     return sums if keepdims else sums.squeeze(-1)
 
 
@@ -126,15 +126,14 @@ def _attend_to_all(queries: mx.array, keys: mx.array, values: mx.array, mask: mx
     return ((scores @ values) / sums).reshape(rows, heads, length, values.shape[-1])
 
 
-def _exp_and_sum(scores: mx.array, *, subtract: bool = True) -> mx.array:
-    """Put exponentials in the place of ``scores``, less the largest of a row where ``subtract``; the sums of rows."""
+def _exp_and_sum(scores: mx.array) -> mx.array:
+    """Put exponentials in the place of ``scores``, each less the largest of its row; the sums of rows."""
     view = _floats(scores)
     flat = view.reshape(-1, view.shape[-1])
     sums: Floats = np.empty((len(flat), 1), np.float32)
     done = 0
     for block in _blocks(flat):
-        if subtract:
-            np.subtract(block, block.max(axis=-1, keepdims=True, initial=_LOWEST), out=block)
+        np.subtract(block, block.max(axis=-1, keepdims=True, initial=_LOWEST), out=block)
         np.exp(block, out=block)
         np.sum(block, axis=-1, keepdims=True, out=sums[done : done + len(block)])
         done += len(block)
