@@ -14,7 +14,7 @@ ARGS  ?=
 .PHONY: serve test lint format wheel lock audit bench clean
 
 serve: $(VENV)/.serve
-	@exec $(BIN)/plimsoll serve $(ARGS)
+	@exec $(BIN)/plimsoll serve --end-with-parent $(ARGS)
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest $(ARGS)

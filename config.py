@@ -3,19 +3,20 @@
 Every error is a ``ConfigError`` that names the key's path, the value and what is allowed.
 """
 
+import functools
 import itertools
 import os
-import re
 import reprlib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
 
 from plimsoll.errors import ConfigError
 from plimsoll.units import Bytes, Seconds, Secret, from_yaml, to_plain
+from plimsoll.validation import choices, find, find_hidden, is_valid_key, take_apart
 
 _LEAST_BYTES = 64 * 1024 * 1024
 _SHORT = reprlib.Repr()
@@ -36,6 +37,7 @@ class ServerConfig(Section, frozen=True):
     max_body: Bytes
     keepalive: Seconds
     shutdown_grace: Seconds
+    responses_folder: str | None
 
 
 class ApiKey(Section, frozen=True):
@@ -62,6 +64,7 @@ class MemoryConfig(Section, frozen=True):
     hysteresis_percent: Annotated[float, msgspec.Meta(ge=0, le=50)]
     clear_after: Seconds
     critical_grace: Seconds
+    patience: Seconds
 
 
 HostName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:@%-]*$", max_length=253)]
@@ -75,10 +78,34 @@ class HostConfig(Section, frozen=True):
     rdma: list[str | None] = []
 
 
-class ModelEntry(Section, frozen=True):
+class SamplingEntry(Section, frozen=True):
+    """What holds where a request says nothing; what is unset here is as the model's own files have it."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
+
+
+class RequestDefaults(Section, frozen=True, kw_only=True):
+    """What holds where a request says nothing; a profile has these keys and no others."""
+
+    sampling: SamplingEntry = SamplingEntry()
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
+    thinking: bool | None = None
+    reasoning_budget: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    system_prefix: Annotated[str, msgspec.Meta(max_length=100_000)] | None = None
+
+
+ProfileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+class ModelEntry(RequestDefaults, frozen=True, kw_only=True):
     """One model that may be served. ``idle_ttl`` unset means ``models.idle_ttl``; ``adapter`` is a LoRA's folder.
 
-    With ``hosts`` a worker group serves it, one process on each.
+    With ``hosts`` a worker group serves it, one process on each. ``aliases`` are other names of it, ``profiles`` other
+    defaults for requests to ``name:profile``.
     """
 
     source: Annotated[str, msgspec.Meta(min_length=1)]
@@ -88,6 +115,9 @@ class ModelEntry(Section, frozen=True):
     context: Annotated[int, msgspec.Meta(ge=16)] | None = None
     adapter: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     embeddings: bool = False
+    chat_template: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    aliases: list[ModelName] = []
+    profiles: dict[ProfileName, RequestDefaults] = {}
     hosts: list[HostName | HostConfig] = []
     backend: Literal["ring", "jaccl", "mpi"] = "ring"
     split: Literal["tensor", "pipeline"] = "tensor"
@@ -95,7 +125,10 @@ class ModelEntry(Section, frozen=True):
 
 class ModelsConfig(Section, frozen=True):
     builtin: bool
+    default: ModelName | None
     dir: str | None
+    dirs: list[Annotated[str, msgspec.Meta(min_length=1)]]
+    programs: list[Literal["huggingface", "lm-studio"]]
     cache_dir: str | None
     offline: bool
     idle_ttl: Seconds | None
@@ -112,6 +145,7 @@ class LimitsConfig(Section, frozen=True):
     messages: Annotated[int, msgspec.Meta(ge=1)]
     prompt: Bytes
     tools: Annotated[int, msgspec.Meta(ge=1)]
+    stored_responses: Bytes
     # Of connections and keys:
     connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
     header_size: Bytes
@@ -127,18 +161,27 @@ class LimitsConfig(Section, frozen=True):
 class EngineConfig(Section, frozen=True):
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)]
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=65536)] | None
-    prompt_cache: Bytes
+    prompt_cache: Bytes | None
     disk_cache: Bytes
     kv_budget: Bytes | None
+    wired_memory: Bytes | None
     dequantize: Literal["auto", "always", "never"]
     blas: str
+    prompt_lookup: Literal["auto", "off"]
     stop_grace: Seconds | None
     spare_worker: bool
     hang_after: Seconds | None
+    preempt: bool
+
+
+class RequestsConfig(Section, frozen=True):
+    """What is kept of the newest requests."""
+
+    keep_texts: bool
 
 
 class ClusterConfig(Section, frozen=True):
-    """For ``serve --cluster``. A queue for ``grow_after`` earns a replica, room for ``shrink_after`` costs one."""
+    """For ``serve --cluster``. A queue adds a replica after ``grow_after``, room removes it after ``shrink_after``."""
 
     address: Annotated[str, msgspec.Meta(min_length=1)]
     grow_after: Seconds
@@ -161,6 +204,7 @@ class Config(Section, frozen=True):
     models: ModelsConfig
     limits: LimitsConfig
     engine: EngineConfig
+    requests: RequestsConfig
     cluster: ClusterConfig
     logging: LoggingConfig
 
@@ -187,8 +231,9 @@ def parse(user: dict[str, Any], origin: str = "config") -> Config:
     return config
 
 
+@functools.cache
 def defaults() -> dict[str, Any]:
-    """The shipped ``config.yaml`` as plain data."""
+    """The shipped ``config.yaml`` as plain data, read once: it comes with the code. Don't change what it returns."""
     text = resources.files("plimsoll").joinpath("config.yaml").read_text(encoding="utf-8")
     loaded: dict[str, Any] = yaml.safe_load(text)
     return loaded
@@ -199,9 +244,13 @@ def find_user_file(explicit: str | os.PathLike[str] | None = None) -> Path | Non
     for named in (explicit, os.environ.get("PLIMSOLL_CONFIG")):
         if named:
             return Path(named).expanduser()
+    return next((path for path in (default_user_file(), Path("plimsoll.yaml")) if path.is_file()), None)
+
+
+def default_user_file() -> Path:
+    """``~/.config/plimsoll/config.yaml``, where a user's file is made."""
     base = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    candidates = (base / "plimsoll" / "config.yaml", Path("plimsoll.yaml"))
-    return next((path for path in candidates if path.is_file()), None)
+    return base / "plimsoll" / "config.yaml"
 
 
 def to_yaml(config: Config) -> str:
@@ -226,32 +275,39 @@ class _Loader(yaml.SafeLoader):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - _Loader is a SafeLoader
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text: {error}") from None
+    return read_text(text, str(path))
+
+
+def read_text(text: str, origin: str) -> dict[str, Any]:
+    """The keys in the text of a file, which may be empty. Raises ``ConfigError`` for what is no mapping in YAML."""
+    try:
+        data = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {_yaml_problem(error)}") from None
+        raise ConfigError(f"{origin}: is not YAML: {_yaml_problem(error)}") from None
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error.message}") from None
+        raise ConfigError(f"{origin}: {error.message}") from None
     except RecursionError:
-        raise ConfigError(f"{path}: is nested too deeply") from None
+        raise ConfigError(f"{origin}: is nested too deeply") from None
     except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
-        # What PyYAML lets through for values that are none of their kind, such as the date 2026-13-99.
-        raise ConfigError(f"{path}: has a value that YAML can't read: {error}") from None
+        # PyYAML's own conversions raise these, as for the date 2026-13-99.
+        raise ConfigError(f"{origin}: has a value that YAML can't read: {error}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: must be a mapping of sections, not {type(data).__name__}")
+        raise ConfigError(f"{origin}: must be a mapping of sections, not {type(data).__name__}")
     return data
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
-    """What is wrong and where, without the line itself, which may hold a key."""
+    """What is wrong and where, without the text of the line, which may hold a key."""
     if not isinstance(error, yaml.MarkedYAMLError) or (mark := error.problem_mark) is None:
         return "it holds a character that YAML does not allow"
-    # These two quote a value's beginning: an alias (*...) or a tag (!...).
+    # The messages of these two errors quote the value, an alias (*...) or a tag (!...), which may be a key.
     told = not isinstance(error, yaml.composer.ComposerError | yaml.constructor.ConstructorError)
     what = error.problem if told else "an alias or a tag that is not known; put the value between quotes"
     return f"line {mark.line + 1}, column {mark.column + 1}: {what}"
@@ -266,41 +322,25 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: msgspec.ValidationError, data: Any) -> str:
-    """Msgspec's message turned round: key path, value, what is allowed."""
-    text, _, where = str(error).partition(" - at ")
-    _, is_key, where = where.rpartition("`key` in ")
-    path = where.strip("`").removeprefix("$").lstrip(".")
-    if is_key:
-        names = _at(path.split("."), data) if path else data
-        bad = next(name for name in names if not (_is_name(name) if path else isinstance(name, str)))
-        expected = text.removeprefix("Expected ").replace("`", "")
-        return f"{path or 'the file'}: {_shown(bad)} is not allowed as a name, expected {expected}"
-    if unknown := re.search(r"unknown field `(.+)`", text, re.DOTALL):
-        return f"{_join(path, unknown[1][:100])}: unknown key; see config.yaml for the keys there are"
-    if missing := re.search(r"missing required field `(.+)`", text):
-        return f"{_join(path, missing[1])}: this key is required"
-    if path == "access" or path.startswith("access.keys"):
+    """What is wrong in the file: the key's path, its value, what is allowed."""
+    fault = take_apart(error)
+    path = fault.path
+    if fault.is_key:
+        bad = next(key for key in find(path, data)[1] if not is_valid_key(key, path, Config))
+        return f"{path or 'the file'}: {_shown(bad)} is not allowed as a name, expected {fault.allowed}"
+    if fault.unknown:
+        return f"{_join(path, fault.unknown[:100])}: unknown key; see config.yaml for the keys there are"
+    if fault.missing:
+        return f"{_join(path, fault.missing)}: this key is required"
+    allowed = choices(path, Config) or fault.allowed
+    if path.startswith("access"):
         # Never the value: somebody may have written a key where it does not belong.
-        allowed = "read, user or admin" if path.endswith(".role") else text.removeprefix("Expected ").replace("`", "")
         return f"{path}: what stands there is not allowed, expected {allowed}"
     if "[...]" in path:
-        path, value = _offender(path, data)
+        path, value = find_hidden(path, data, Config, from_yaml)
     else:
-        value = _at(path.split("."), data) if path else data
-    allowed = _choices(path) or text.removeprefix("Expected ").replace("`", "")
+        _, value = find(path, data)
     return f"{path or 'the file'}: {_shown(value)} is not allowed, expected {allowed}"
-
-
-def _choices(path: str) -> str:
-    """The words that the key at ``path`` may have; nothing where it is no choice of words."""
-    kind: Any = Config
-    keys = path.split(".")
-    if keys[:2] == ["models", "entries"]:  # whose names may have dots of their own
-        kind, keys = ModelEntry, keys[-1:]
-    for key in keys:
-        fields = {field.name: field.type for field in msgspec.structs.fields(kind)} if isinstance(kind, type) else {}
-        kind = fields.get(key)
-    return " or ".join(get_args(kind)) if get_origin(kind) is Literal else ""
 
 
 def _shown(value: Any) -> str:
@@ -311,42 +351,15 @@ def _shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-def _is_name(value: Any) -> bool:
-    try:
-        msgspec.convert(value, ModelName)
-    except msgspec.ValidationError:
-        return False
-    return True
-
-
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}".lstrip(".").replace("[...]", "*")
 
 
-def _at(keys: list[str], data: Any) -> Any:
-    for key in keys:
-        data = data.get(key) if isinstance(data, dict) else None
-    return data
-
-
-def _offender(path: str, data: Any) -> tuple[str, Any]:
-    """Find the model entry that fails by itself, for msgspec hides a dict's key as ``[...]``."""
-    before, _, after = path.partition("[...]")
-    container = _at(before.strip(".").split("."), data)
-    for name, entry in (container or {}).items():
-        try:
-            msgspec.convert({name: entry}, dict[ModelName, ModelEntry], dec_hook=from_yaml)
-        except msgspec.ValidationError:
-            inner = after.strip(".")
-            value = _at(inner.split("."), entry) if inner else (entry if isinstance(name, str) else name)
-            return _join(f"{before.strip('.')}.{name}", inner).rstrip("."), value
-    return path, container
-
-
 def _check_sense(config: Config, origin: str) -> None:
-    """What types can't say: values that contradict each other."""
+    """Refuse values that contradict each other, which types can't express."""
     _check_keys(config.access.keys, origin)
     _check_limits(config.limits, origin)
+    _check_names(config.models.entries, origin)
     for name, entry in config.models.entries.items():
         if entry.hosts:
             _check_group(entry, f"{origin}: models.entries.{name}")
@@ -378,8 +391,20 @@ def _check_limits(limits: LimitsConfig, origin: str) -> None:
         raise ConfigError(f"{origin}: limits.header_size: {limits.header_size} is not allowed, expected 1KiB to 16KiB")
 
 
+def _check_names(entries: dict[str, ModelEntry], origin: str) -> None:
+    """Refuse a name that would mean two models."""
+    taken = {name: f"the entry {name}" for name in entries}
+    for name, entry in entries.items():
+        own = [("aliases", alias) for alias in entry.aliases]
+        own += [(f"profiles.{profile}", f"{name}:{profile}") for profile in entry.profiles]
+        for key, called in own:
+            if called in taken:
+                raise ConfigError(f"{origin}: models.entries.{name}.{key}: {called} is {taken[called]} already")
+            taken[called] = f"in {key.partition('.')[0]} of {name}"
+
+
 def _check_group(entry: ModelEntry, where: str) -> None:
-    """What a worker group can't do is refused here, so that nobody finds out by its absence."""
+    """Refuse what a worker group can't do, so that no setting is ignored in silence."""
     if len(entry.hosts) < 2:
         raise ConfigError(f"{where}.hosts: one host is no group; name two or more, or leave the key out")
     if entry.backend == "mpi":

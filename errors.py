@@ -23,7 +23,7 @@ PlimsollError
     └── ServerFailed          the server can't serve any more and ends, to be started again
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class PlimsollError(Exception):
@@ -50,6 +50,14 @@ class PlimsollError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
         self.details = details or {}
+
+    def fresh(self, retry_after_s: float | None = None) -> Self:
+        """An error of its own that says the same, with ``retry_after_s`` in place of the old figure if it is given.
+
+        A raise hangs the frames that it passes on the object that is raised, and with them the request's body.
+        """
+        after = self.retry_after_s if retry_after_s is None else retry_after_s
+        return type(self)(self.message, param=self.param, retry_after_s=after, details=self.details)
 
 
 class ConfigError(PlimsollError):

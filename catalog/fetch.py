@@ -1,6 +1,7 @@
 """A model's source -> a local folder of MLX files, fetched and converted where that is still to be done."""
 
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -9,15 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from plimsoll.catalog import child
+from plimsoll.catalog import child_process
 from plimsoll.catalog.builtin import fetch_builtin, package
-from plimsoll.catalog.files import local_folder, problem
+from plimsoll.catalog.files import conversion, local_folder, problem
 from plimsoll.catalog.hub import fetch_repo
-from plimsoll.engine.engine import Progress
-from plimsoll.engine.protocol import ModelSource
+from plimsoll.catalog.source import ModelSource, Progress
 from plimsoll.errors import LoadFailed
 
 _LOCK_S = 0.25
+_log = logging.getLogger("plimsoll.catalog")
 
 
 def resolve(source: ModelSource, *, cache_dir: Path, offline: bool, progress: Progress) -> Path:
@@ -82,9 +83,12 @@ def _convert(source: ModelSource, file: Path, new: Path, progress: Progress) -> 
         weights = new / "model.safetensors"
         progress("convert", min(weights.stat().st_size, total) if weights.exists() else 0, total)
 
-    if failure := child.run("plimsoll.engine.gguf", str(file), str(new), tick=tick):
+    if failure := child_process.run("plimsoll.catalog.gguf.convert", str(file), str(new), tick=tick):
         raise LoadFailed(f"The model {source.name!r} can't be converted from {file}: {failure}.")
     progress("convert", total, total)
+    if (told := conversion(new)).get("types"):
+        parts = ", ".join(f"{kind} {percent:.2g} %" for kind, percent in told["types"].items())
+        _log.info("%s was converted; its weights differ by %.2g %% (rms: %s)", source.name, told["loss_percent"], parts)
 
 
 def _make_once(folder: Path, make: Callable[[Path, Path], None], progress: Progress) -> Path:
@@ -96,10 +100,10 @@ def _make_once(folder: Path, make: Callable[[Path, Path], None], progress: Progr
     with _locked(work.with_name(f"{folder.name}.lock"), lambda: progress("fetch", 0, 0)):
         if problem(folder) is None:
             return folder
-        # With the lock held, what lies here was left by a process that died.
+        # The lock is held, so a process that died left these files.
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(exist_ok=True)
-        # A name of its own, for a dying child may still write to the old one.
+        # A new name, for a dying child may still write to the old one.
         scratch = Path(tempfile.mkdtemp(dir=work))
         try:
             make(scratch / "model", scratch)

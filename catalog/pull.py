@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from plimsoll import config
+from plimsoll.catalog import Catalog, default_cache_dir
 from plimsoll.catalog.fetch import resolve
-from plimsoll.catalog.names import Catalog, default_cache_dir
 from plimsoll.errors import PlimsollError
 
 _STATUS = {"fetch": "pulling model files", "convert": "converting to MLX"}
@@ -20,7 +20,7 @@ def main() -> None:
     name, *file = sys.argv[1:]
     try:
         effective = config.load(*file)
-        source = Catalog(effective.models).find(name).source
+        source = Catalog(effective.models).fetchable(name).source
         cache_dir, offline = default_cache_dir(effective), effective.models.offline
         resolve(source, cache_dir=cache_dir, offline=offline, progress=_progress)
     except PlimsollError as error:

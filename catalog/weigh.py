@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plimsoll.catalog.files import local_folder, problem
-from plimsoll.catalog.hosts import in_no_layer, refuse_split, share_of
-from plimsoll.catalog.safetensors import MOST_TENSORS, Tensor, read_tensors
-from plimsoll.catalog.strange import read_object
-from plimsoll.engine.fake_engine import parse
-from plimsoll.engine.protocol import Group, ModelSource
-from plimsoll.memory.needs import Weight
+import msgspec
+
+from plimsoll.catalog.fake_source import parse
+from plimsoll.catalog.files import MOST_TENSORS, Tensor, local_folder, problem, read_object, read_tensors
+from plimsoll.catalog.group_hosts import in_no_layer, refuse_split, share_of
+from plimsoll.catalog.model_card import makes_embeddings, scores_documents
+from plimsoll.catalog.source import Group, ModelSource
+from plimsoll.memory.load_options import Weight
 
 _DEFAULT_GROUP_SIZE = 64
 _LARGEST_GROUP_SIZE = 1 << 16
@@ -48,7 +49,7 @@ def weigh(folder: Path, adapter: Path | None = None, group: Group | None = None)
             raise ValueError(f"{folder} announces more than {MOST_TENSORS} tensors")
     weight = weigh_tensors(config, tensors, _adapter_tensors(adapter) if adapter else {})
     if group is None:
-        return weight
+        return msgspec.structs.replace(weight, no_chats=makes_embeddings(folder) or scores_documents(folder))
     text = text_part(config)
     refuse_split(text, group)
     outside = Weight(*_sizes(config, in_no_layer(tensors)), 0, None)
@@ -60,14 +61,14 @@ def weigh_tensors(config: dict[str, Any], tensors: Mapping[str, Tensor], adapter
     stored, float32, dense = _sizes(config, tensors)
     for tensor in adapter.values():
         stored += tensor.nbytes
-        # On a CPU it may be added to the weights and be gone; until then it is there.
+        # On a CPU an adapter may be merged into the weights; until then it takes memory of its own.
         float32, dense = float32 + 4 * tensor.values, dense + 4 * tensor.values
     return Weight(stored, float32, dense, _kv_values(config, len(tensors)), _context(config))
 
 
 def _sizes(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[int, int, int]:
     """As in the files, with floats as float32, and all as dense float32."""
-    quantization = config.get("quantization") or config.get("quantization_config")
+    quantization = _by_plain_name(config.get("quantization") or config.get("quantization_config"))
     stored = float32 = dense = 0
     for name, tensor in tensors.items():
         stored += tensor.nbytes
@@ -89,10 +90,22 @@ def _adapter_tensors(adapter: Path) -> dict[str, Tensor]:
     return read_tensors(file)
 
 
-def _group_size(quantization: Any, module: str) -> int:
-    of_all = quantization if isinstance(quantization, dict) else {}
-    of_module = of_all.get(module)
-    size = (of_module if isinstance(of_module, dict) else of_all).get("group_size", _DEFAULT_GROUP_SIZE)
+def _by_plain_name(quantization: Any) -> dict[str, Any]:
+    """The settings of a model's quantisation and of its modules, these by their plain names."""
+    return {_plain_name(key): value for key, value in quantization.items()} if isinstance(quantization, dict) else {}
+
+
+def _plain_name(module: str) -> str:
+    """The name without the parts that say where the language model stands: settings and files differ in these."""
+    parts = module.split(".")
+    while len(parts) > 1 and parts[0] in ("model", "language_model"):
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def _group_size(quantization: dict[str, Any], module: str) -> int:
+    of_module = quantization.get(_plain_name(module))
+    size = (of_module if isinstance(of_module, dict) else quantization).get("group_size", _DEFAULT_GROUP_SIZE)
     if not isinstance(size, int):
         return _DEFAULT_GROUP_SIZE
     if not 0 < size <= _LARGEST_GROUP_SIZE:

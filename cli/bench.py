@@ -4,16 +4,40 @@ import threading
 import time
 from collections.abc import Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from plimsoll.cli.bars import progress_bar
+import typer
+
+from plimsoll.cli.chat import AnyModel, pick_model
 from plimsoll.cli.client import Client, Note, Refused
-from plimsoll.cli.output import table
+from plimsoll.cli.link import AsJson, Link, with_link
+from plimsoll.cli.output import print_json, progress_bar, table
 from plimsoll.errors import PlimsollError
 
 _MAX_STREAMS = 64
 # Long enough that reading it takes a time that can be seen, and answered by all models at some length.
 _PROMPT = "Reader {number}: explain in plain words and many sentences how a ship is loaded, and why it does not sink."
+
+
+@with_link
+def bench(
+    link: Link,
+    model: AnyModel = None,
+    streams: Annotated[str, typer.Option(help="Answers side by side, one row for each.", metavar="N,N")] = "1,4,8",
+    tokens: Annotated[int, typer.Option(help="Length of each answer.", min=2, max=4096)] = 64,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on the running server: time to the first token, tokens per second."""
+    try:
+        widths = parse_streams(streams)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    name = model or pick_model(link.client)
+    rows = run(link.client, name, widths, tokens)
+    print_json({"model": name, "tokens": tokens, "rows": [row.as_json() for row in rows]}) if as_json else typer.echo(
+        bench_table(rows)
+    )
 
 
 class Answer(NamedTuple):

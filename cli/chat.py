@@ -3,13 +3,43 @@
 import contextlib
 import os
 import sys
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 
 from plimsoll.cli.client import Client, Note, Refused
+from plimsoll.cli.complete import model_names
+from plimsoll.cli.link import AsJson, Link, with_link
+from plimsoll.cli.output import print_json
 
 _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
+
+AnyModel = Annotated[
+    str | None, typer.Argument(help="Model; default: the server's first.", autocompletion=model_names, metavar="MODEL")
+]
+
+
+@with_link
+def chat(
+    link: Link,
+    model: AnyModel = None,
+    prompt: Annotated[str | None, typer.Option("--once", help="Answer this and leave.", metavar="PROMPT")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is always the likeliest word.", min=0, max=2)] = 0.3,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Talk with a model; a prompt may also come by a pipe."""
+    partner = Partner(link.client, model or pick_model(link.client), temperature)
+    if prompt is None and (as_json or not sys.stdin.isatty()):
+        prompt = sys.stdin.read().strip()
+        if not prompt:
+            raise typer.BadParameter("the prompt on stdin is empty")
+    if prompt is None:
+        converse(partner)
+    elif as_json:
+        print_json({"model": partner.model, "answer": whole(partner, prompt)})
+    else:
+        once(partner, prompt)
 
 
 class Partner(NamedTuple):

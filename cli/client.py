@@ -59,6 +59,7 @@ class Client:
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
             raise Unreachable(f"{url!r} is not a URL like http://127.0.0.1:11435")
         self.url = url
+        self.key = key
         self.host = parts.hostname
         self._secure = parts.scheme == "https"
         self._port = port

@@ -1,4 +1,4 @@
-"""What the shell completes: names of models and kinds of events. Whatever goes wrong, nothing is offered."""
+"""The shell's completion of model names and event kinds; after any error nothing is offered."""
 
 import contextlib
 import os

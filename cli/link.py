@@ -40,7 +40,7 @@ class Link:
 
     def __init__(self, url: str | None, api_key: str | None, api_key_file: Path | None, file: Path | None) -> None:
         self.file = file
-        # What was named, and not taken from the configuration; "" is as good as nothing.
+        # A URL that the user named, and not the configuration's; an empty text counts as none.
         self.named_url = url or os.environ.get(URL_VARIABLE) or None
         self._key = api_key
         self._key_file = api_key_file
@@ -90,12 +90,16 @@ _OPTIONS: dict[str, Any] = {"url": Url, "api_key": ApiKey, "api_key_file": KeyFi
 
 
 def before_the_command(
-    url: Url = None, api_key: ApiKey = None, api_key_file: KeyFile = None, file: ConfigFile = None
+    ctx: typer.Context, url: Url = None, api_key: ApiKey = None, api_key_file: KeyFile = None, file: ConfigFile = None
 ) -> None:
-    """Take the same options before the command's name: there they are defaults, as the environment's are."""
+    """Take the same options before the command's name, as defaults like the environment's; alone, give the overview."""
     key = find_key(api_key, api_key_file) if api_key or api_key_file else None
     given = {URL_VARIABLE: url, KEY_VARIABLE: key, CONFIG_VARIABLE: str(file) if file else None}
     os.environ.update({name: value for name, value in given.items() if value})
+    if ctx.invoked_subcommand is None:
+        from plimsoll.cli.overview import overview  # noqa: PLC0415 - the commands start without it
+
+        overview()
 
 
 def find_key(key: str | None, file: Path | None) -> str | None:

@@ -14,21 +14,6 @@ _VERDICTS = {
 }
 
 
-def models_table(rows: list[dict[str, Any]]) -> str:
-    """What ``offer.offer`` found."""
-    cells = [
-        [
-            row["name"],
-            row["kind"],
-            "-" if row["size_bytes"] is None else size(row["size_bytes"]),
-            "yes" if row["installed"] else "no",
-            row["state"] or "-",
-        ]
-        for row in rows
-    ]
-    return table(["NAME", "KIND", "SIZE", "INSTALLED", "STATE"], cells, right="SIZE")
-
-
 def ps_table(running: list[dict[str, Any]]) -> str:
     """The models of ``GET /admin/models`` that have a life."""
     rows = []

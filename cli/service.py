@@ -15,40 +15,40 @@ if TYPE_CHECKING:
     from plimsoll.cli.service_files import Service
     from plimsoll.cli.service_managers import Manager
 
-app = typer.Typer(name="service", help="Have launchd or systemd run the server for this user.", no_args_is_help=True)
+service = typer.Typer(help="Have launchd or systemd run the server for this user.", no_args_is_help=True)
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and do nothing.")]
 
 
-@app.command()
+@service.command()
 def install(file: ConfigFile = None, *, dry_run: DryRun = False) -> None:
     """Write the service's file, start it now and at every login."""
-    manager, service = _manager(), describe(file)
+    chosen, service = manager(), describe(file)
     if dry_run:
-        typer.echo(f"# {manager.path}")
-        typer.echo(manager.text(service), nl=False)
+        typer.echo(f"# {chosen.path}")
+        typer.echo(chosen.text(service), nl=False)
         return
-    if manager.install(service):
-        typer.echo(f"installed and started: {manager.path}")
+    if chosen.install(service):
+        typer.echo(f"installed and started: {chosen.path}")
     else:
-        typer.echo(f"already installed and running: {manager.path}")
+        typer.echo(f"already installed and running: {chosen.path}")
     if sys.platform == "linux":
         hint("it ends with your last session unless you allow it to stay: loginctl enable-linger")
 
 
-@app.command()
+@service.command()
 def uninstall(*, dry_run: DryRun = False) -> None:
     """Stop the service and remove its file. Configuration, models and logs stay."""
-    manager = _manager()
+    chosen = manager()
     if dry_run:
-        typer.echo(f"would stop it and remove {manager.path}" if manager.path.exists() else "nothing is installed")
+        typer.echo(f"would stop it and remove {chosen.path}" if chosen.path.exists() else "nothing is installed")
         return
-    typer.echo(f"stopped and removed: {manager.path}" if manager.uninstall() else "nothing is installed")
+    typer.echo(f"stopped and removed: {chosen.path}" if chosen.uninstall() else "nothing is installed")
 
 
-@app.command()
+@service.command()
 def status(file: ConfigFile = None, *, as_json: AsJson = False) -> None:
     """Say whether it is installed and runs; exit code 3 if it does not."""
-    found = _manager().status(describe(file))
+    found = manager().status(describe(file))
     if as_json:
         print_json(msgspec.structs.asdict(found))
     else:
@@ -62,10 +62,10 @@ def status(file: ConfigFile = None, *, as_json: AsJson = False) -> None:
 
 def describe(file: Path | None) -> "Service":
     """The installation that runs right now: this interpreter, this configuration. Raises ``ConfigError``."""
-    from plimsoll import config  # noqa: PLC0415 - as in server_commands
+    from plimsoll import config  # noqa: PLC0415 - the other commands start without it
     from plimsoll.actors.system import STOP_MARGIN_S  # noqa: PLC0415
     from plimsoll.cli.service_files import Service, stop_seconds  # noqa: PLC0415
-    from plimsoll.journal.places import log_file  # noqa: PLC0415
+    from plimsoll.journal.store import log_file  # noqa: PLC0415
 
     path = config.find_user_file(file)
     effective = config.load(path)
@@ -80,7 +80,8 @@ def describe(file: Path | None) -> "Service":
     )
 
 
-def _manager() -> "Manager":
+def manager() -> "Manager":
+    """The service manager of this system. Raises ``ServiceFailed`` where there is none that is known."""
     from plimsoll.cli.service_managers import Launchd, ServiceFailed, Systemd  # noqa: PLC0415
 
     if sys.platform == "darwin":

@@ -64,8 +64,8 @@ WatchdogSec={_WATCHDOG_S}
 # A worker that the kernel's OOM killer took costs one model, not the unit.
 OOMPolicy=continue
 LimitNOFILE={_OPEN_FILES}
-# Plimsoll measures itself against MemoryMax, so that is all it needs. MemoryHigh would throttle the whole unit before
-# the levels are reached: leave it away, or set it above memory.emergency_percent of MemoryMax.
+# Plimsoll measures itself against MemoryMax, so that is all it needs. MemoryHigh throttles the whole unit, so where it
+# is lower the levels go by it: leave it away.
 #MemoryMax=24G
 
 [Install]

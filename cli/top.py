@@ -17,12 +17,25 @@ from rich.live import Live
 from rich.text import Text
 
 from plimsoll.cli.client import Client
-from plimsoll.cli.feed import Heard, Lost, follow
+from plimsoll.cli.event_feed import Heard, Lost, follow
+from plimsoll.cli.link import AsJson, Link, with_link
+from plimsoll.cli.output import print_json
 from plimsoll.cli.top_view import EVENTS, View, render
 from plimsoll.errors import PlimsollError
 
 _FRAME_S = 0.25
 _KINDS = ("sample", "models", "journal")
+
+
+@with_link
+def top(link: Link, *, as_json: AsJson = False) -> None:
+    """Watch memory, models and events live; q or Ctrl-C leaves. Without a terminal, one look."""
+    if as_json:
+        print_json(look(link.client).as_json())
+    elif sys.stdout.isatty():
+        watch(link.client)
+    else:
+        print_once(look(link.client))
 
 
 def look(client: Client) -> View:

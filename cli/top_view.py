@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plimsoll.cli import listing
-from plimsoll.cli.feed import Heard, Lost
+from plimsoll.cli.event_feed import Heard, Lost
 from plimsoll.cli.output import duration
 from plimsoll.journal.lines import size
 

@@ -9,41 +9,39 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import pykka
 
 from plimsoll.actors import messages as m
-from plimsoll.actors.dead_letters import answer_dead_letters
-from plimsoll.actors.messages import State
-from plimsoll.actors.slots import shutting_down
+from plimsoll.actors.messages import Actor, reply_of
+from plimsoll.actors.model_records import shutting_down
+from plimsoll.actors.replies import Failed
+from plimsoll.actors.settings import Settings
+from plimsoll.actors.status import ModelStatus, State
 from plimsoll.actors.timers import Timers
 from plimsoll.catalog import Catalog
-from plimsoll.cluster import wire
+from plimsoll.cluster import node_protocol
+from plimsoll.cluster.admin_requests import Orders, no_node
 from plimsoll.cluster.chats import Chats
-from plimsoll.cluster.errands import Errands, all_of
-from plimsoll.cluster.members import Members
-from plimsoll.cluster.messages import FromNode, NodeJoined, NodeLeft, Nodes, Tick
-from plimsoll.cluster.orders import Orders, no_node
+from plimsoll.cluster.cluster_status import whole
+from plimsoll.cluster.fleet import Members
+from plimsoll.cluster.node_protocol import FromNode, NodeJoined, NodeLeft, Nodes, Tick
+from plimsoll.cluster.node_requests import NodeRequests, all_of
+from plimsoll.cluster.node_server import models_section
 from plimsoll.cluster.placing import Placing
+from plimsoll.cluster.replica_upkeep import Upkeep
 from plimsoll.cluster.replicas import Rules
-from plimsoll.cluster.settings import models_section
-from plimsoll.cluster.upkeep import Upkeep
-from plimsoll.cluster.whole import whole
 from plimsoll.errors import InternalError, WorkerDied
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
-from plimsoll.memory.levels import Thresholds
 
 log = logging.getLogger("plimsoll.cluster")
 
 _TICK_S = 1.0
-# A node that answers but reports nothing for so long is given up.
+# A node that answers but sends no report for this long is given up.
 _LOST_S = 30.0
 
 
-class Dispatcher(pykka.ThreadingActor):
+class Dispatcher(Actor):
     """Places, routes, replicates; knows everything for ``/health``."""
-
-    use_daemon_thread = True
 
     def __init__(
         self,
@@ -52,28 +50,33 @@ class Dispatcher(pykka.ThreadingActor):
         journal: Journal,
         timers: Timers,
         *,
-        thresholds: Thresholds,
+        settings: Settings,
         rules: Rules,
         slots: int,
-        queue: int,
-        critical_grace_s: float,
     ) -> None:
         super().__init__()
         self._nodes = nodes
         self._journal = journal
         self._timers = timers
-        self._queue = queue
-        self._critical_grace_s = critical_grace_s
+        self._settings = settings
         self._closed = False
-        self._newest: Callable[[str], wire.Reconfigure] | None = None
-        self._members = Members(timers.now, thresholds, slots)
-        self._errands = Errands(nodes)
-        self._placing = Placing(self._members, self._errands, timers.now)
-        self._chats = Chats(nodes, self._members, self._placing, catalog, queue)
+        self._newest: Callable[[str], node_protocol.Reconfigure] | None = None
+        self._members = Members(timers.now, settings.thresholds, slots)
+        self._node_requests = NodeRequests(nodes)
+        self._placing = Placing(self._members, self._node_requests, timers.now)
+        self._chats = Chats(nodes, self._members, self._placing, catalog, settings=settings, clock=timers.now)
         self._upkeep = Upkeep(
-            self._members, self._placing, self._errands, catalog=catalog, rules=rules, clock=timers.now
+            self._members, self._placing, self._node_requests, catalog=catalog, rules=rules, clock=timers.now
         )
-        self._orders = Orders(nodes, self._members, self._placing, self._errands, catalog=catalog, clock=timers.now)
+        self._orders = Orders(
+            nodes,
+            self._members,
+            self._placing,
+            self._node_requests,
+            catalog=catalog,
+            patience_s=settings.patience_s,
+            clock=timers.now,
+        )
         self._handlers: dict[type, Callable[[Any], object]] = {
             FromNode: self._on_items,
             m.Chat: self._chats.on_chat,
@@ -101,15 +104,18 @@ class Dispatcher(pykka.ThreadingActor):
         except Exception:
             # As the Supervisor: one bad message must not end the server.
             log.exception("the dispatcher failed on %s", type(message).__name__)
-            if (reply := getattr(message, "reply", None)) is not None:
-                reply.send(m.Failed(InternalError("the server failed on this request; the log says why")))
+            error = InternalError("the server failed on this request; the log says why")
+            if isinstance(message, m.Chat) and self._chats.fail(message.id, error):
+                return
+            if (reply := reply_of(message)) is not None:
+                reply.send(Failed(error))
 
     def on_stop(self) -> None:
         error = shutting_down()
         self._placing.close(error)
         self._chats.close(error)
-        self._errands.close(error)
-        answer_dead_letters(self, error)
+        self._node_requests.close(error)
+        self.close_mailbox(error)
 
     # ---- nodes
 
@@ -117,19 +123,19 @@ class Dispatcher(pykka.ThreadingActor):
         self._members.join(message.id, message.name)
         self._journal.record(events.NodeJoined(message.name))
         if self._newest:
-            self._errands.ask(message.id, self._newest)
+            self._node_requests.ask(message.id, self._newest)
 
     def _on_items(self, message: FromNode) -> None:
         member = self._members.get(message.id)
         if member is None:
             return  # it was given up before
         for one, item in message.items:
-            if isinstance(item, wire.Report):
+            if isinstance(item, node_protocol.Report):
                 self._members.hear(member, item)
                 self._placing.step()
                 self._upkeep.keep_pinned()
             elif not self._chats.hear(one, item):
-                self._errands.hear(one, item)
+                self._node_requests.hear(one, item)
 
     def _on_left(self, message: NodeLeft) -> None:
         left = self._members.leave(message.id)
@@ -141,7 +147,9 @@ class Dispatcher(pykka.ThreadingActor):
             self._journal.record(events.NodeLost(member.name, message.why, ended))
             if view:
                 self._upkeep.restore(view)
-        self._errands.lose(message.id, WorkerDied(f"the node {member.name} was lost: {message.why}", retry_after_s=1.0))
+        self._node_requests.lose(
+            message.id, WorkerDied(f"the node {member.name} was lost: {message.why}", retry_after_s=1.0)
+        )
         send_again()
         # Whoever waited for memory that this node was giving back waits for something else now, or for nothing.
         self._placing.step()
@@ -154,8 +162,9 @@ class Dispatcher(pykka.ThreadingActor):
         for view in self._members.fleet.silent(now):
             if now - view.last_seen > _LOST_S:
                 self._nodes.drop(view.id, f"it has not reported for {_LOST_S:.0f} s")
+        self._chats.look_again()
         self._upkeep.keep_pinned()
-        self._upkeep.balance(self._critical_grace_s)
+        self._upkeep.balance(self._settings.critical_grace_s)
 
     # ---- the whole
 
@@ -164,13 +173,13 @@ class Dispatcher(pykka.ThreadingActor):
             return
         self._upkeep.pin(message.model, pinned=message.pinned)
         self._upkeep.keep_pinned()
-        status = self._orders.status_of(message.model) or m.ModelStatus(message.model, State.COLD)
+        status = self._orders.status_of(message.model) or ModelStatus(message.model, State.COLD)
         message.reply.send(msgspec.structs.replace(status, pinned=message.pinned))
 
     def _on_get_status(self, message: m.GetStatus) -> None:
         if message.clean_up:
             for member in self._members:
-                self._nodes.send(member.id, wire.LookAtMemory())
+                self._nodes.send(member.id, node_protocol.LookAtMemory())
         problems = [] if any(one.report for one in self._members) else [no_node().message]
         if self._journal.problem:
             problems.append(self._journal.problem)
@@ -179,21 +188,20 @@ class Dispatcher(pykka.ThreadingActor):
     def _on_reconfigure(self, message: m.Reconfigure) -> None:
         section = models_section(message.catalog)
 
-        def command(one: str) -> wire.Reconfigure:
-            return wire.Reconfigure(
-                one, section, message.thresholds, message.queue, message.critical_grace_s, message.drain_s
-            )
+        def command(one: str) -> node_protocol.Reconfigure:
+            return node_protocol.Reconfigure(one, section, message.settings, message.drain_s)
 
         self._newest = command
         self._orders.catalog = self._chats.catalog = message.catalog
-        self._members.thresholds = message.thresholds
-        self._chats.queue, self._critical_grace_s = message.queue, message.critical_grace_s
+        self._settings = message.settings
+        self._members.thresholds, self._chats.settings = message.settings.thresholds, message.settings
+        self._orders.patience_s = message.settings.patience_s
         self._upkeep.follow(message.catalog)
         self._upkeep.keep_pinned()
         members = list(self._members)
         collect = all_of(len(members), lambda items: message.reply.send(_first_failure(items)))
         for member in members:
-            self._errands.ask(member.id, command, collect)
+            self._node_requests.ask(member.id, command, collect)
         if not members:
             message.reply.send(None)
 
@@ -203,10 +211,10 @@ class Dispatcher(pykka.ThreadingActor):
         members = list(self._members)
         collect = all_of(len(members), lambda _: message.reply.send(None))
         for member in members:
-            self._errands.ask(member.id, lambda one: wire.Stop(one, message.grace_s), collect)
+            self._node_requests.ask(member.id, lambda one: node_protocol.Stop(one, message.grace_s), collect)
         if not members:
             message.reply.send(None)
 
 
-def _first_failure(items: list[Any]) -> m.Failed | None:
-    return next((item for item in items if isinstance(item, m.Failed)), None)
+def _first_failure(items: list[Any]) -> Failed | None:
+    return next((item for item in items if isinstance(item, Failed)), None)

@@ -1,14 +1,17 @@
 """All nodes as they last reported: figures once per report, replicas kept by model name. Belongs to one owner."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import msgspec
 
-from plimsoll.cluster.node import NodeView, Standing, granted
+from plimsoll.actors.status import State
+from plimsoll.cluster.node import NodeView, Standing, Traffic, granted
+from plimsoll.cluster.node_protocol import Report
 from plimsoll.cluster.routing import Replica
-from plimsoll.memory.plan import Seat
+from plimsoll.memory.ledger import Seat
+from plimsoll.memory.levels import Thresholds
 
-# A node that was asked for a load and has not shown it after this long never will: it refused or failed.
+# A load that does not show in the node's reports after this long was refused or has failed.
 BOOKED_S = 30.0
 
 
@@ -92,3 +95,72 @@ class Fleet:
         holders.pop(node, None)
         if not holders:
             self._replicas.pop(model, None)
+
+
+# States of a model without a worker on its node, which the node will not load by itself.
+_ABSENT = frozenset({State.COLD, State.FAILED, State.STOPPED})
+
+
+class Member:
+    """One life of a node; ``ahead_s`` is this machine's monotonic clock minus the node's."""
+
+    def __init__(self, one: str, name: str) -> None:
+        self.id = one
+        self.name = name
+        self.report: Report | None = None
+        self.ahead_s = 0.0
+
+
+class Members:
+    """Owned by the Dispatcher. ``fleet`` has the figures, this the reports as they came.
+
+    ``slots`` is how many answers a model generates side by side.
+    """
+
+    def __init__(self, clock: Callable[[], float], thresholds: Thresholds, slots: int) -> None:
+        self._clock = clock
+        self._members: dict[str, Member] = {}
+        self._slots = slots
+        self.thresholds = thresholds
+        self.fleet = Fleet()
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members.values())
+
+    def get(self, node: str) -> Member | None:
+        return self._members.get(node)
+
+    def join(self, node: str, name: str) -> None:
+        self._members[node] = Member(node, name)
+
+    def hear(self, member: Member, report: Report) -> None:
+        """Go by this report of the node from now on."""
+        now = self._clock()
+        member.report, member.ahead_s = report, now - report.sent_s
+        self.fleet.report(view_of(member, report, self.thresholds, self._slots), now)
+
+    def leave(self, node: str) -> tuple[Member, NodeView | None] | None:
+        """Forget the node; what was known of it, None for one that is not known."""
+        member = self._members.pop(node, None)
+        return (member, self.fleet.lose(node)) if member else None
+
+
+def view_of(member: Member, report: Report, thresholds: Thresholds, slots: int) -> NodeView:
+    """What decisions need of a report. Requests beyond the worker's ``slots`` wait there, so they count as queued."""
+    status = report.status
+    absent = {one.name for one in status.models if one.state in _ABSENT}
+    return NodeView(
+        member.id,
+        member.name,
+        status.sample,
+        status.level,
+        thresholds.warning,
+        thresholds.critical,
+        seats=tuple(seat for seat in status.seats if seat.name not in absent),
+        traffic=tuple(
+            Traffic(one.name, min(one.active, slots), one.queued + max(0, one.active - slots), slots)
+            for one in status.models
+        ),
+        sent_s=report.sent_s,
+        takes_loads=status.admission == "open",
+    )

@@ -1,4 +1,4 @@
-"""What a node tells of itself in one small frame, and the figures that decisions take from it."""
+"""A node's report about itself, and the figures that decisions take from the report."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from itertools import accumulate
 
 import msgspec
 
-from plimsoll.memory.plan import Seat, blocker, distance_bytes, in_eviction_order, most_bytes
-from plimsoll.memory.report import gib
+from plimsoll.memory.ledger import Seat, blocker, distance_bytes, in_eviction_order, most_bytes
+from plimsoll.memory.memory_errors import gib
 from plimsoll.memory.sample import Level, Sample
 
 # A node that has not reported for this long gets nothing new; reports come once a second.
@@ -49,7 +49,7 @@ class Standing:
 
     ``booked`` are seats of loads that the node was asked for and has not reported yet; they count as claims.
     ``distance_bytes`` to the critical line is negative where more is granted than there is, ``calm_bytes`` is that to
-    the warning line, ``most_bytes`` what an empty node could take.
+    the warning line, ``most_bytes`` what an empty node could take, ``busy_bytes`` what models take that load or answer.
     """
 
     def __init__(self, view: NodeView, booked: Sequence[Seat] = ()) -> None:
@@ -70,6 +70,8 @@ class Standing:
         self._costs = list(accumulate(seat.gain_bytes / max(1.0, self.idle_s(seat)) for seat in self.order))
         self.evictable_bytes = self._gains[-1] if self._gains else 0
         self.leaving_bytes = sum(seat.footprint_bytes for seat in self.seats if seat.leaving)
+        self.leaving = frozenset(seat.name for seat in self.seats if seat.leaving)
+        self.busy_bytes = sum(seat.gain_bytes for seat in self.seats if seat.comes_free)
         self._blockers: str | None = None
 
     def booking(self, seat: Seat) -> "Standing":
@@ -105,15 +107,16 @@ class Standing:
 
 
 def granted(view: NodeView) -> list[Seat]:
-    """Who takes memory there or was promised it; an actor that waits for its grant, or has failed, does not."""
+    """Models that hold memory on the node or were promised it, without those that wait for a grant or have failed."""
     return [seat for seat in view.seats if seat.reserved_bytes or seat.footprint_bytes]
 
 
 def _closed(view: NodeView) -> str:
-    """Why it takes no loads at all, in words; empty where it does."""
+    """Why the node takes no loads at all, in words; empty where it takes loads."""
     if view.sample is None:
         return "its memory can't be read"
-    if view.level >= Level.CRITICAL:
+    # By the newest figures: a level that hysteresis still holds says nothing about what fits.
+    if view.sample.used_percent >= view.critical_percent:
         binding = view.sample.binding
-        return f"memory is at {view.level.name.lower()}, {binding.percent:.1f}% of {gib(binding.total)} used"
+        return f"memory is at critical, {binding.percent:.1f}% of {gib(binding.total)} used"
     return "" if view.takes_loads else "its own admission is closed"

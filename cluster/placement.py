@@ -3,15 +3,72 @@
 The node chosen decides once more by its own ledger, with figures that are newer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from plimsoll.cluster.node import Standing
-from plimsoll.cluster.refusals import summary, why_not
-from plimsoll.memory.plan import Need, Plan, Seat, plan
-from plimsoll.memory.report import gib
+from plimsoll.errors import InsufficientMemory, NeverFits
+from plimsoll.memory.ledger import Need, Plan, Seat, plan
+from plimsoll.memory.memory_errors import gib
+
+_RETRY_S = 10.0
+# An error names the reasons of at most this many nodes: nobody reads a thousand of them.
+_NAMED = 20
+
+
+def why_not(node: Standing, model: str, size: int, *, now: float, avoided: bool, spare_recent_s: float = 0.0) -> str:
+    """Why ``size`` bytes for ``model`` are not loaded on this node now, with its figures."""
+    return f"{node.view.name} {_shut(node, model, size, now, avoided=avoided) or _full(node, size, spare_recent_s)}"
+
+
+def summary(model: str, size: int, nodes: Sequence[Standing], *, never: bool) -> str:
+    """The refusal in one sentence."""
+    if not nodes:
+        return f"{model} is not loaded: no node is there; start one or try again later"
+    if never:
+        largest = min(nodes, key=lambda one: (-one.most_bytes, one.id))
+        return (
+            f"{model} can't be loaded on any of {len(nodes)} nodes: it needs {gib(size)}, and the largest, "
+            f"{largest.view.name}, has {gib(largest.most_bytes)} below its critical line; use a smaller model"
+        )
+    best = min(nodes, key=lambda one: (-one.distance_bytes, one.id))
+    return (
+        f"{model} is not loaded on any of {len(nodes)} nodes: it needs {gib(size)}, and the most that is left is "
+        f"{gib(max(0, best.distance_bytes))} on {best.view.name}; try again later"
+    )
+
+
+def error(summary: str, reasons: Mapping[str, str], *, never: bool) -> InsufficientMemory:
+    """What the client gets for a refused placement."""
+    named = [reasons[node] for node in sorted(reasons)[:_NAMED]]
+    details = {"nodes": len(reasons), "reasons": named}
+    if never:
+        return NeverFits(summary, details=details)
+    return InsufficientMemory(summary, retry_after_s=_RETRY_S, details=details)
+
+
+def _shut(node: Standing, model: str, size: int, now: float, *, avoided: bool) -> str:
+    """Why the node can't take the model however much room it has; empty where it can."""
+    if node.view.sample is not None and size > node.most_bytes:
+        return f"can never hold it: {gib(size)} of the {gib(node.most_bytes)} below its critical line"
+    if node.silent(now):
+        return f"has not reported for {now - node.view.last_seen:.0f} s"
+    if node.closed:
+        return f"takes no loads: {node.closed}"
+    if model in node.models:
+        return "has it already, or is about to"
+    return "is left out because a load failed there" if avoided else ""
+
+
+def _full(node: Standing, size: int, spare_recent_s: float) -> str:
+    figures = f"has {gib(max(0, node.distance_bytes))} left and {gib(node.evictable_bytes)} evictable"
+    victims = node.victims(size)
+    if spare_recent_s and victims:
+        return f"{figures}, but {victims[-1].name} served {node.idle_s(victims[-1]):.0f} s ago"
+    return f"{figures} of the {gib(size)} needed ({node.blockers or 'other programs hold the rest'})"
+
 
 Fit = Literal["tightest", "roomiest"]
 """Among nodes with room: the one with the least left that stays below its warning line, or the one with the most left.
@@ -25,12 +82,13 @@ class Placement(msgspec.Struct, frozen=True):
     """Where to load, or why not.
 
     ``verdict``: ``load`` on ``node`` now; ``evict`` ``plan.victims`` there first, which the node does by itself;
-    ``wait`` for what leaves ``node`` already; ``refuse`` for now; ``never`` on any of these nodes. ``reasons`` has a
-    sentence for each node by its id, for the last two. ``reason`` is the whole in one.
+    ``wait`` for what leaves ``node`` already; ``line`` up behind what loads or answers on ``node``; ``refuse`` for now;
+    ``never`` on any of these nodes. ``reasons`` has a sentence for each node by its id, for the last three. ``reason``
+    is the whole in one.
     """
 
     model: str
-    verdict: Literal["load", "evict", "wait", "refuse", "never"]
+    verdict: Literal["load", "evict", "wait", "line", "refuse", "never"]
     reason: str
     node: str = ""
     need: Need | None = None
@@ -74,6 +132,9 @@ def place(
     able = [one for one in open_ones if one.most_bytes >= size > one.distance_bytes]
     if chosen := _cheapest(able, size, spare_recent_s):
         return _placed(model, need, chosen, "the node where evicting idle models costs least")
+    if back := [one for one in nodes if model in one.leaving and one.most_bytes >= size and not one.silent(now)]:
+        first = min(back, key=lambda one: one.id)
+        return Placement(model, "wait", f"{model} is still being unloaded on {first.view.name}", first.id, need)
     soon = [one for one in able if one.leaving_bytes and _missing(one, size) <= 0]
     if soon:
         first = min(soon, key=lambda one: (_missing(one, size), one.id))
@@ -83,7 +144,11 @@ def place(
         one.id: why_not(one, model, size, now=now, avoided=one.id in avoid, spare_recent_s=spare_recent_s)
         for one in nodes
     }
-    # Nothing is known of a node whose memory can't be read, so it may be large enough.
+    later = [] if spare_recent_s else [one for one in able if _missing(one, size) <= one.busy_bytes]
+    if later:
+        first = min(later, key=lambda one: (_missing(one, size), one.id))
+        return Placement(model, "line", summary(model, size, nodes, never=False), first.id, need, reasons=reasons)
+    # A node whose memory can't be read may be large enough.
     never = bool(nodes) and all(one.view.sample is not None and one.most_bytes < size for one in nodes)
     verdict: Literal["refuse", "never"] = "never" if never else "refuse"
     return Placement(model, verdict, summary(model, size, nodes, never=never), "", need, reasons=reasons)
@@ -121,7 +186,7 @@ def _best(fitting: list[Standing], size: int, fit: Fit) -> tuple[Standing, str]:
 def _cheapest(nodes: Iterable[Standing], size: int, spare_recent_s: float) -> Standing | None:
     able = [one for one in nodes if one.distance_bytes + one.evictable_bytes >= size]
     if spare_recent_s:
-        # Victims go in order of their last use, so the last one is who served last.
+        # Victims are ordered by their last use, so the last victim was used most recently.
         able = [one for one in able if one.idle_s(one.victims(size)[-1]) >= spare_recent_s]
     return min(able, key=lambda one: (one.eviction_cost(size), one.id), default=None)
 

@@ -12,8 +12,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from plimsoll import __version__
-from plimsoll.cluster import wire
-from plimsoll.cluster.messages import FromNode, NodeJoined, NodeLeft, Target
+from plimsoll.cluster import node_protocol
+from plimsoll.cluster.node_protocol import FromNode, NodeJoined, NodeLeft, Target
 from plimsoll.cluster.node_server import NodeServer
 
 _log = logging.getLogger("plimsoll.cluster")
@@ -21,7 +21,7 @@ _log = logging.getLogger("plimsoll.cluster")
 RESOURCE = "plimsoll_mib"
 MIB = 1024**2
 _WATCH_S = 1.0
-# A node that was lost is left alone for so long; one that can't even be started twice as long each time, up to a bound.
+# Seconds until a lost node is started again; where the start fails, twice as long each time up to a bound.
 _AGAIN_S = 5.0
 _AGAIN_MOST_S = 60.0
 _START_S = 60.0
@@ -52,7 +52,7 @@ class RayLink:
         self._thread.start()
         self._loop.call_soon_threadsafe(self._go, self._watch())
 
-    def send(self, node: str, command: wire.Command) -> None:
+    def send(self, node: str, command: node_protocol.Command) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and every node's process ended
             self._loop.call_soon_threadsafe(self._send, node, command)
 
@@ -85,11 +85,11 @@ class RayLink:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _send(self, node: str, command: wire.Command) -> None:
+    def _send(self, node: str, command: node_protocol.Command) -> None:
         if life := self._lives.get(node):
             life.outgoing.append(command)
             if not life.delivering:
-                # What the Dispatcher tells in one go leaves in one call.
+                # Commands that the Dispatcher sends in one go leave in one call.
                 life.delivering = True
                 self._go(self._deliver(life))
 
@@ -97,7 +97,7 @@ class RayLink:
         """One call at a time: Ray carries out the calls of one asyncio actor in any order, a large one after others."""
         try:
             while life.outgoing:
-                frame = wire.encode_commands(life.outgoing)
+                frame = node_protocol.encode_commands(life.outgoing)
                 life.outgoing.clear()
                 await life.actor.tell.remote(frame)
         except Exception as error:  # noqa: BLE001 - whatever Ray raises, the node can't be reached
@@ -186,7 +186,7 @@ class RayLink:
             self._target.tell(NodeJoined(life.id, life.name))
             while True:
                 frame = await asyncio.wait_for(_result(life.actor.poll.remote()), _SILENT_S)
-                if items := wire.decode_items(frame):
+                if items := node_protocol.decode_items(frame):
                     self._target.tell(FromNode(life.id, items))
                     self._settle(life.id)
         except TimeoutError:
@@ -209,7 +209,7 @@ class RayLink:
 
 
 class _Rest(NamedTuple):
-    """A machine is left alone ``until`` then, on the loop's clock; ``why`` is what was said of it."""
+    """A machine is not started before ``until``, on the loop's clock; ``why`` is the logged reason."""
 
     until: float
     wait_s: float
@@ -226,7 +226,7 @@ class _Life:
         self.name = name
         self.joined = False
         self.delivering = False
-        self.outgoing: list[wire.Command] = []
+        self.outgoing: list[node_protocol.Command] = []
 
 
 async def _result(ref: Any) -> Any:

@@ -1,23 +1,26 @@
 """A scriptable engine without MLX, for tests of everything around it and for measuring the front end.
 
 Its switches stand in the model's source: ``fake:load_s=0.2,hold=64MiB,tokens_per_s=50,crash_at=5``. What it is asked
-decides too: with tools, ``call NAME {"a": 1}`` calls NAME; what stands before a ``|`` in the answer is reasoning;
-``hang`` and ``raise MemoryError`` do that after one token.
+decides too: with tools, ``call NAME {"a": 1}`` as the last line calls NAME; what stands before a ``|`` in the answer
+is reasoning; ``hang`` and ``raise MemoryError`` do that after one token.
 """
 
 import os
 import signal
 import time
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from plimsoll.engine.engine import Progress
+from plimsoll.catalog.fake_source import Switches, parse
+from plimsoll.catalog.source import Progress
+from plimsoll.engine.engine import need_chat
 from plimsoll.engine.protocol import (
     ChatRequest,
     Event,
+    Lease,
     ModelInfo,
     PrefillProgress,
     Request,
@@ -29,45 +32,6 @@ from plimsoll.engine.protocol import (
 from plimsoll.errors import BadRequest, ContextTooLong
 
 _LOAD_STEPS = 10
-
-
-class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the fake engine does. ``*_at`` counts generated tokens over all requests; 0 is never.
-
-    ``hold`` bytes are really allocated and touched; ``grow`` bytes more with every token. ``crash_at`` kills the
-    process with ``crash_signal``, ``raise_at`` raises MemoryError, ``hang_at`` stops stepping. ``answer`` is repeated
-    word by word up to ``length`` tokens; without it the last message is echoed.
-    """
-
-    load_s: float = 0.0
-    hold: int = 0
-    grow: int = 0
-    prefill_s: float = 0.0
-    tokens_per_s: float = 0.0
-    context: int = 4096
-    length: int = 8
-    answer: str = ""
-    crash_at: int = 0
-    crash_signal: int = signal.SIGKILL
-    raise_at: int = 0
-    hang_at: int = 0
-    fail_load: str = ""
-    load_memory_error: bool = False
-    crash_in_load: bool = False
-    ignore_sigterm: bool = False
-    slow_close_s: float = 0.0
-
-
-def parse(text: str) -> Switches:
-    """Switches from ``key=value,key=value``. Raises ``ValueError`` for a bad one."""
-    pairs = dict(part.split("=", 1) for part in text.split(",") if part)
-    for key in ("hold", "grow"):
-        if pairs.get(key, "").endswith("MiB"):
-            pairs[key] = str(int(pairs[key].removesuffix("MiB")) << 20)
-    try:
-        return msgspec.convert(pairs, Switches, strict=False)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"fake:{text}: {error}") from None
 
 
 @dataclass(slots=True)
@@ -85,6 +49,15 @@ class _Request:
     cancelled: bool = False
     ready_at: float = 0.0
     fault: str = ""
+
+    def word(self, index: int) -> str:
+        return self.words[index % len(self.words)]
+
+    def go_on_behind(self, tokens: Sequence[int]) -> None:
+        """Raises ``ValueError`` for tokens that are not the beginning of this answer."""
+        if list(tokens) != [_token(self.word(index)) for index in range(len(tokens))]:
+            raise ValueError(f"the fake model's answer does not begin with the tokens {list(tokens)}")
+        self.sent = len(tokens)
 
     def cut(self, room: int) -> None:
         if room < self.limit:
@@ -116,15 +89,15 @@ class FakeEngine:
             os.kill(os.getpid(), switches.crash_signal)
         return ModelInfo(switches.context, 1000, switches.hold, "cpu", "float32", "none", switches.load_s)
 
-    def prepare(self, request: Request) -> Any:
-        if not isinstance(request, ChatRequest):
-            raise BadRequest("This model is a chat model; it gives no embeddings.", param="model")
+    def prepare(self, request: Request, so_far: Sequence[int] = ()) -> Any:
+        request = need_chat(request)
         switches = self._switches
         contents = [str(message.get("content", "")) for message in request.messages]
-        said = request.prompt if request.prompt is not None else contents[-1]
+        prompt = " ".join(map(str, request.prompt)) if isinstance(request.prompt, list) else request.prompt
+        said = prompt if prompt is not None else contents[-1]
         if said == "raise BadRequest":
             raise BadRequest("the template refuses this", param="messages")
-        prompt_tokens = len((request.prompt if request.prompt is not None else " ".join(contents)).split())
+        prompt_tokens = len((prompt if prompt is not None else " ".join(contents)).split())
         if request.count_only:
             return _Request(prompt_tokens, [], 0, "stop")
         if prompt_tokens >= switches.context:
@@ -134,6 +107,7 @@ class FakeEngine:
             answer.fault, answer.limit = said, max(2, answer.limit)
         room = switches.context - prompt_tokens
         answer.cut(min(request.max_tokens or room, room))
+        answer.go_on_behind(so_far)
         return answer
 
     def submit(self, request_id: str, prepared: _Request) -> None:
@@ -176,6 +150,13 @@ class FakeEngine:
     def idle(self) -> bool:
         return False
 
+    def lease(self, lease: Lease) -> None:
+        """Its room stays as it was at the load."""
+
+    def give_way(self) -> list[Event]:
+        self.trim()
+        return []
+
     def trim(self) -> tuple[int, int]:
         return self._switches.hold, 0
 
@@ -209,7 +190,8 @@ _FAULTS = {"hang": _hang, "raise MemoryError": _run_out}
 
 def _answer(request: ChatRequest, switches: Switches, said: str, prompt_tokens: int) -> _Request:
     """What to say to ``said``, without regard to the room there is."""
-    match said.split(maxsplit=2):
+    # Agents put reminders of their own before what their user says.
+    match next(reversed(said.strip().splitlines()), "").split(maxsplit=2):
         case ["call", name, *rest] if request.tool_choice != "none" and name in {tool.name for tool in request.tools}:
             arguments = rest[0] if rest else "{}"
             # At least one token, as a real model would need.
@@ -224,14 +206,19 @@ def _answer(request: ChatRequest, switches: Switches, said: str, prompt_tokens: 
 
 def _say(step: Step, request_id: str, request: _Request) -> None:
     """One token: a word, which gets a space unless it is the first of the reasoning or of the answer."""
-    word = request.words[request.sent % len(request.words)]
+    word = request.word(request.sent)
     text = word if request.sent in (0, request.thoughts) else f" {word}"
     thinking = request.sent < request.thoughts
     request.sent += 1
+    step.tokens.append((request_id, _token(word)))
     (step.reasoning if thinking else step.texts).append((request_id, text, request.sent))
     if request.logprobs is not None:
         top = [(text, -0.5), *((f"other{index}", -2.0 - index) for index in range(request.logprobs))]
         step.logprobs.append((request_id, [TokenLogprob(text, -0.5, top[: request.logprobs])]))
+
+
+def _token(word: str) -> int:
+    return zlib.crc32(word.encode()) % 50_000
 
 
 def _touched(size: int) -> bytearray:

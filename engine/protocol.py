@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from plimsoll.engine.link import Link
-from plimsoll.engine.row_ops import Op
+from plimsoll.catalog.source import Group, ModelSource
+from plimsoll.engine.group.group_ops import Op
+from plimsoll.engine.worker_link import Link
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 MAX_INPUTS = 2048
-"""Texts in one ``EmbedRequest``, as OpenAI has it: their vectors are in memory together."""
+"""Texts in one ``EmbedRequest``, as OpenAI has it, or documents of a ``RerankRequest``: all are in memory together."""
 _LENGTH = struct.Struct(">I")
 
 
@@ -25,22 +26,15 @@ class _Frame(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Frames are arrays on the wire: new fields go last and get a default."""
 
 
-class ModelSource(msgspec.Struct, frozen=True):
-    """Where a model's files come from.
-
-    ``location`` is a folder of MLX files (``folder``), a file (``gguf``), a Hugging Face repo id (``repo``), a
-    package name (``builtin``) or the switches of the fake engine (``fake``). ``adapter`` is the folder
-    of a LoRA adapter.
-    """
-
-    name: str
-    kind: Literal["folder", "gguf", "repo", "builtin", "fake"]
-    location: str
-    adapter: str = ""
-
-
 class EngineOptions(msgspec.Struct, frozen=True):
-    """How a worker runs its model; ``kv_bytes`` is what all its KV caches together may take, 0 for no bound."""
+    """How a worker runs its model; ``kv_bytes`` is what all its KV caches together may take, 0 for no bound.
+
+    With ``kv_lease`` that is only the beginning: the worker asks for more by ``LeaseWanted``, and never gets more than
+    ``kv_most_bytes``. ``prompt_cache_bytes`` of these are for kept ones at most; None is all that running requests
+    leave. ``chat_template`` is the file of one in the place of the model's. ``wired_bytes`` is what a GPU's worker may
+    wire: None for what the model needs, 0 for nothing. ``prompt_lookup``: tokens may be drafted from what an answer
+    repeats.
+    """
 
     cache_dir: str
     kv_bytes: int = 0
@@ -48,36 +42,30 @@ class EngineOptions(msgspec.Struct, frozen=True):
     context: int | None = None
     max_batch: int = 16
     prefill_chunk: int | None = None
-    prompt_cache_bytes: int = 512 * 1024 * 1024
+    prompt_cache_bytes: int | None = None
     dequantize: bool = False
     adapter: str = ""
     embeddings: bool = False
     disk_cache_bytes: int = 0
+    wired_bytes: int | None = None
+    chat_template: str = ""
+    kv_lease: bool = False
+    kv_most_bytes: int = 0
+    prompt_lookup: bool = True
 
 
-class GroupHost(msgspec.Struct, frozen=True):
-    """A host of a worker group: ``name`` for the remote shell, ``address`` for the others' traffic.
+LEAST_TOP_P = 1e-6
+"""A ``top_p`` with which only the likeliest token is left: what a client means by 0.
 
-    ``rdma`` names its device towards each host of the group (jaccl only), None towards itself; ``here`` is the machine
-    of the front.
-    """
-
-    name: str
-    address: str
-    rdma: tuple[str | None, ...] = ()
-    here: bool = False
-
-
-class Group(msgspec.Struct, frozen=True):
-    """A model that several processes serve together, one on each of ``hosts``; the first one is this machine."""
-
-    hosts: tuple[GroupHost, ...]
-    backend: Literal["ring", "jaccl"]
-    split: Literal["tensor", "pipeline"]
+A smaller one underflows to 0 in float32, which would drop even that token.
+"""
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How the next token is chosen. ``temperature`` 0 is greedy; a ``seed`` makes the answer repeatable."""
+    """How the next token is chosen. ``temperature`` 0 is greedy; a ``seed`` makes the answer repeatable.
+
+    Clients may give a ``top_p`` of 0, which becomes ``LEAST_TOP_P``, and a ``top_k`` of -1, which is off like 0.
+    """
 
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
@@ -89,13 +77,22 @@ class Sampling(msgspec.Struct, frozen=True):
     seed: int | None = None
     logit_bias: dict[int, float] = {}
 
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "top_p", max(self.top_p, LEAST_TOP_P))
+        msgspec.structs.force_setattr(self, "top_k", max(self.top_k, 0))
+
 
 class Tool(msgspec.Struct, frozen=True):
-    """A function that the model may call; ``parameters`` is a JSON schema."""
+    """A function that the model may call; ``strict`` calls follow ``parameters``, a JSON schema, to the letter.
+
+    A tool ``in_messages`` is told of by a message, so the chat template is not to tell of it as well.
+    """
 
     name: str
     description: str = ""
     parameters: dict[str, Any] = {}
+    strict: bool = False
+    in_messages: bool = False
 
 
 class Format(msgspec.Struct, frozen=True):
@@ -107,17 +104,21 @@ class Format(msgspec.Struct, frozen=True):
 class ChatRequest(msgspec.Struct, frozen=True, tag="chat"):
     """One answer to generate; what every API's chat and completion requests are translated into.
 
-    ``max_tokens`` unset means up to the end of the context. ``prompt`` is text that is read as it is, without the
-    chat template and instead of ``messages``. ``tool_choice`` is auto, none, required or the name of one tool.
+    ``max_tokens`` unset means up to the end of the context. ``prompt`` is text, or token ids, that is read as it is,
+    without the chat template and instead of ``messages``; with a ``suffix`` the answer is what stands between the two.
+    ``tool_choice`` is auto, none, required or the name of one tool.
     ``logprobs`` asks for the chosen tokens' log-probabilities and those of that many alternatives. ``thinking`` unset
     leaves it to the model's template. ``count_only`` ends at once with the prompt's tokens in the usage.
+    ``continue_last`` has the answer go on with the last message, which is the assistant's. ``thinking_budget`` is how
+    many tokens the model may think; None is without a bound. ``given`` names the values of ``sampling`` that the
+    client gave: others are the model's own where it has some. None means that all were given.
     """
 
     messages: list[dict[str, Any]]
     sampling: Sampling = Sampling()
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
-    prompt: str | None = None
+    prompt: str | list[int] | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
@@ -126,6 +127,10 @@ class ChatRequest(msgspec.Struct, frozen=True, tag="chat"):
     thinking: bool | None = None
     template_kwargs: dict[str, Any] = {}
     count_only: bool = False
+    continue_last: bool = False
+    thinking_budget: int | None = None
+    given: tuple[str, ...] | None = None
+    suffix: str = ""
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, tag="embed"):
@@ -140,15 +145,41 @@ class EmbedRequest(msgspec.Struct, frozen=True, tag="embed"):
     truncate: bool = False
 
 
-Request = ChatRequest | EmbedRequest
+class RerankRequest(msgspec.Struct, frozen=True, tag="rerank"):
+    """Documents that a cross encoder scores by how well each answers ``query``.
+
+    A document that is too long beside the query is cut; a query that leaves no room for one is refused.
+    """
+
+    query: str
+    documents: list[str]
+
+
+Request = ChatRequest | EmbedRequest | RerankRequest
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """One chosen token with its natural log-probability, and the likeliest alternatives (text, logprob)."""
+    """One chosen token with its natural log-probability, and the likeliest alternatives (text, logprob).
+
+    ``part`` has the token's bytes where they are only a part of a character, which ``text`` can't show; ``top_parts``
+    has those of such alternatives, by their index.
+    """
 
     text: str
     logprob: float
     top: list[tuple[str, float]] = []
+    part: bytes = b""
+    top_parts: dict[int, bytes] = {}
+
+    @property
+    def encoded(self) -> bytes:
+        return self.part or self.text.encode()
+
+    @property
+    def alternatives(self) -> list[tuple[str, float, bytes]]:
+        """Text, logprob and bytes of each of ``top``."""
+        parts = self.top_parts
+        return [(text, value, parts.get(at) or text.encode()) for at, (text, value) in enumerate(self.top)]
 
 
 class ToolCallPart(msgspec.Struct, frozen=True, array_like=True):
@@ -161,17 +192,26 @@ class ToolCallPart(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one finished request; ``cached_tokens`` of the prompt came out of the prompt cache."""
+    """Tokens of one finished request; ``cached_tokens`` of the prompt were not read again.
+
+    They came from ``cached_from`` (``running row``, ``memory``, ``disk`` or empty), and the prompt left the closest
+    known conversation after ``left_at`` tokens, in the middle of ``left_text``.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    cached_from: str = ""
+    left_at: int = 0
+    left_text: str = ""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
     """What a loaded model is; ``blas`` names the CPU's matrix library or is empty on a GPU.
 
-    ``working_set_bytes`` is what the accelerator recommends to use at most, 0 on a CPU.
+    ``working_set_bytes`` is what the accelerator recommends to use at most, 0 on a CPU. ``longest`` is the longest
+    conversation that ever fits, in tokens, 0 where the worker does not say. ``sampling`` has, for each value that a
+    request may leave out, the ``value`` that holds then and where it is ``from``.
     """
 
     context: int
@@ -182,6 +222,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     blas: str = ""
     load_s: float = 0.0
     working_set_bytes: int = 0
+    longest: int = 0
+    sampling: dict[str, dict[str, Any]] = {}
 
 
 # ---- commands: front to worker
@@ -221,8 +263,14 @@ class FetchModel(_Frame, frozen=True):
 
 
 class Generate(_Frame, frozen=True):
+    """Answer ``request``; ``so_far`` holds the answer's tokens that an earlier worker has sent already.
+
+    The answer goes on behind them: they count as its own in every respect, and nothing of them is sent again.
+    """
+
     id: str
     request: Request
+    so_far: tuple[int, ...] = ()
 
 
 class CancelRequest(_Frame, frozen=True):
@@ -231,6 +279,21 @@ class CancelRequest(_Frame, frozen=True):
 
 class TrimCaches(_Frame, frozen=True):
     """Give back what can be computed again: prompt caches, garbage, the allocator's cache."""
+
+
+class Lease(_Frame, frozen=True):
+    """The KV caches may take ``kv_bytes`` from now on, and will never get more than ``most_bytes``.
+
+    Answers ``LeaseWanted``. ``more`` is False if nothing that runs could free memory for this worker.
+    """
+
+    kv_bytes: int
+    most_bytes: int
+    more: bool = True
+
+
+class GiveWay(_Frame, frozen=True):
+    """Another model needs memory: drop stored prefixes, and hand back by ``LeaseWanted`` what no request uses."""
 
 
 class Shutdown(_Frame, frozen=True):
@@ -243,7 +306,19 @@ class Replay(_Frame, frozen=True):
     op: Op
 
 
-Command = LoadModel | ReadAhead | FetchModel | Generate | CancelRequest | TrimCaches | Shutdown | JoinGroup | Replay
+Command = (
+    LoadModel
+    | ReadAhead
+    | FetchModel
+    | Generate
+    | CancelRequest
+    | TrimCaches
+    | Lease
+    | GiveWay
+    | Shutdown
+    | JoinGroup
+    | Replay
+)
 
 # ---- events: worker to front
 
@@ -283,6 +358,9 @@ class Step(_Frame, frozen=True):
     calls; ``logprobs`` holds (request id, chosen tokens) where they were asked for; ``stops`` holds (request id, stop
     string) for endings by one of the client's own. For one request the order is
     reasoning, texts, logprobs, calls, ending.
+
+    ``tokens`` holds (request id, token id) for each new token of an answer, in order. With the tokens of all frames so
+    far another worker can carry the answer on (``Generate.so_far``).
     """
 
     texts: list[tuple[str, str, int]]
@@ -291,10 +369,14 @@ class Step(_Frame, frozen=True):
     calls: list[ToolCallPart] = []
     logprobs: list[tuple[str, list[TokenLogprob]]] = []
     stops: list[tuple[str, str]] = []
+    tokens: list[tuple[str, int]] = []
 
 
 class Embedded(_Frame, frozen=True):
-    """The vectors of one ``EmbedRequest``: float32, little-endian, row after row; this is its ending."""
+    """The vectors of one ``EmbedRequest``: float32, little-endian, row after row; this is its ending.
+
+    Those of a ``RerankRequest`` have one number each, the document's score as a logit.
+    """
 
     id: str
     vectors: bytes
@@ -312,7 +394,9 @@ class RequestError(_Frame, frozen=True):
     """One request can't be served; the others go on. ``code`` is a code of ``plimsoll.errors``."""
 
     id: str
-    code: Literal["invalid_value", "context_length_exceeded", "insufficient_memory", "never_fits", "internal_error"]
+    code: Literal[
+        "invalid_value", "context_length_exceeded", "insufficient_memory", "never_fits", "queue_full", "internal_error"
+    ]
     message: str
     param: str | None = None
 
@@ -338,6 +422,26 @@ class HostMemory(_Frame, frozen=True):
     host: str = ""
 
 
+class LeaseWanted(_Frame, frozen=True):
+    """The KV caches want room for ``kv_bytes`` in all; with less than ``needed_bytes`` a request has to wait.
+
+    A ``Lease`` answers it, unless it is no more than the lease: then the rest is handed back with it. ``longest`` is
+    the longest conversation that ever fits, in tokens, as it was measured so far.
+    """
+
+    kv_bytes: int
+    needed_bytes: int = 0
+    longest: int = 0
+
+
+class Held(_Frame, frozen=True):
+    """The request waits for memory: it needs room for ``needed_bytes``, and ``room_bytes`` are leased."""
+
+    id: str
+    room_bytes: int
+    needed_bytes: int
+
+
 class Trimmed(_Frame, frozen=True):
     """The answer to ``TrimCaches``: bytes that MLX holds in arrays and in its cache, afterwards."""
 
@@ -358,6 +462,8 @@ Event = (
     | Embedded
     | Replay
     | HostMemory
+    | LeaseWanted
+    | Held
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -375,17 +481,17 @@ def encode(frame: Command | Event) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def read_commands(link: Link) -> Iterator[Command]:
-    """Commands until the peer closes. Raises ``ProtocolError`` for a malformed one."""
+def read_commands(link: Link) -> Iterator[tuple[Command, int]]:
+    """Commands until the peer closes, each with its frame's length in bytes. Raises ``ProtocolError`` for a bad one."""
     return _read(link, _commands)
 
 
 def read_events(link: Link) -> Iterator[Event]:
     """Events until the peer closes. Raises ``ProtocolError`` for a malformed one."""
-    return _read(link, _events)
+    return (event for event, _ in _read(link, _events))
 
 
-def _read(link: Link, decoder: "msgspec.msgpack.Decoder[Any]") -> Iterator[Any]:
+def _read(link: Link, decoder: "msgspec.msgpack.Decoder[Any]") -> Iterator[tuple[Any, int]]:
     with link.makefile("rb", buffering=1 << 16) as stream:
         while len(head := stream.read(_LENGTH.size)) == _LENGTH.size:
             (length,) = _LENGTH.unpack(head)
@@ -395,6 +501,6 @@ def _read(link: Link, decoder: "msgspec.msgpack.Decoder[Any]") -> Iterator[Any]:
             if len(body) < length:
                 return
             try:
-                yield decoder.decode(body)
+                yield decoder.decode(body), length
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise ProtocolError(f"malformed frame: {error}") from None

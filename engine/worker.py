@@ -1,9 +1,9 @@
 """The child process that owns one model: ``python -m plimsoll.engine.worker FD [warm]``.
 
 Two threads. The reader parses commands and tokenises. The main thread is the step thread: it owns every MLX object,
-runs the batch and is the one that writes to the socket (a rank of a group has a third, for its host's memory). The
-process ends when the socket closes, so no worker outlives the front. With ``stdio`` for FD its standard input and
-output are the link: so it runs behind a remote shell.
+runs the batch and writes to the socket. (A rank of a group has a third thread, which reports its host's memory.) The
+process ends when the socket closes, so no worker outlives the front. With ``stdio`` for FD the link is the process's
+standard input and output, as a remote shell needs it.
 """
 
 import contextlib
@@ -17,10 +17,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
-from plimsoll.engine.engine import Engine, Progress
-from plimsoll.engine.link import Link, Stdio
+from plimsoll.catalog.model_card import makes_embeddings, scores_documents
+from plimsoll.catalog.source import ModelSource, Progress
+from plimsoll.engine.engine import Engine
+from plimsoll.engine.preparation import Preparation, Prepared
 from plimsoll.engine.protocol import (
     CancelRequest,
     Command,
@@ -30,11 +32,12 @@ from plimsoll.engine.protocol import (
     Fetched,
     FetchModel,
     Generate,
+    GiveWay,
     JoinGroup,
+    Lease,
     LoadError,
     LoadModel,
     LoadProgress,
-    ModelSource,
     ProtocolError,
     ReadAhead,
     Ready,
@@ -44,53 +47,42 @@ from plimsoll.engine.protocol import (
     Step,
     TrimCaches,
     Trimmed,
+    Usage,
     encode,
     read_commands,
 )
-from plimsoll.errors import BadRequest, ContextTooLong
+from plimsoll.engine.row_guard import describe, is_out_of_memory
+from plimsoll.engine.worker_link import Link, Stdio
 
 if TYPE_CHECKING:
-    from plimsoll.engine.follower import Follower
-    from plimsoll.engine.rank import Rank
-    from plimsoll.engine.tokenizers import TokenizerReader
+    from plimsoll.engine.group.follower import Follower
+    from plimsoll.engine.group.rank import Rank
+    from plimsoll.engine.load.loading import TokenizerReader
 
 # The kernel's OOM killer takes the process with the highest score: a worker, never the front.
 _OOM_SCORE_ADJ = "800"
 
-# A request that comes to an idle engine waits this long for others, and so long if they go on coming.
+# When a request arrives at an idle engine, the worker waits _GATHER_S for another one to read with it, and after each
+# further one again, up to _GATHER_MOST_S in all.
 _GATHER_S = 0.005
 _GATHER_MOST_S = 0.05
-# Silence after which a worker has time to put things away.
+# After this long without a job the worker does its idle work, such as writing stored prompts to disk.
 _IDLE_S = 1.0
-
-_OUT_OF_MEMORY = (
-    "[malloc] Unable to allocate",
-    "[metal::malloc]",
-    "Insufficient Memory",
-    "kIOGPUCommandBufferCallbackErrorOutOfMemory",
-    "out of memory",
-)
-
-
-class _Prepared:
-    """A tokenised request on its way from the reader to the step thread."""
-
-    def __init__(self, request_id: str, prompt: Any) -> None:
-        self.id = request_id
-        self.prompt = prompt
 
 
 _NOTHING = Step([])
-# Steps without anything to tell (long prefills of embeddings, parts of a tool call) still show that there are steps.
+# Steps may have nothing to report (long prefills of embeddings, parts of a tool call): the worker then sends an empty
+# Step once per this interval as a heartbeat.
 _QUIET_S = 1.0
 
-_Job = Command | RequestError | _Prepared
+_WAKE = object()  # a job without work: it only ends a wait for jobs
+_Job = Command | RequestError | Step | Prepared | object
 
 
 def main() -> None:
     """Serve one model on the link that the first argument names."""
     link = Stdio() if sys.argv[1] == "stdio" else socket.socket(fileno=int(sys.argv[1]))
-    # A stray print of any library must not end up in the user's terminal as an answer would.
+    # What a library prints must not reach standard output, which may be the link: it goes to standard error.
     os.dup2(2, 1)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)
@@ -106,6 +98,7 @@ class Worker:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._preparation = Preparation(self._jobs.put, wake=lambda: self._jobs.put(_WAKE))
         self._engine: Engine | None = None
         self._tokenizers: TokenizerReader | None = None
         self._rank: Rank | None = None
@@ -114,24 +107,24 @@ class Worker:
         self._sent_s = time.monotonic()
 
     def run(self, *, warm: bool = False) -> None:
-        """Load, then step until told to stop; every failure is told to the front before the process ends.
+        """Load the model, then step until ``Shutdown``. Every failure is sent to the front before the process ends.
 
-        A ``warm`` worker does its imports before it is told what to load: they are most of a small model's load.
+        A ``warm`` worker imports the MLX engine before the first command: the imports are most of a small model's load.
         """
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         # Where a hard end is clean (Linux), SIGTERM keeps its default and is instant. Metal wants an orderly one.
         if sys.platform == "darwin":
             signal.signal(signal.SIGTERM, lambda *_: self._jobs.put(Shutdown()))
         if warm:
-            import plimsoll.engine.mlx_engine  # noqa: F401, PLC0415 - on this thread, which will use it
-            from plimsoll.engine.tokenizers import TokenizerReader  # noqa: PLC0415 - the same
+            import plimsoll.engine.chat.engine  # noqa: F401, PLC0415 - on this thread, which will use it
+            from plimsoll.engine.load.loading import TokenizerReader  # noqa: PLC0415 - the same
 
-            gc.freeze()  # nobody waits now: the collection after the load need not look at all this
+            gc.freeze()  # the collection after the load, which a request waits for, then skips these objects
             self._tokenizers = TokenizerReader()
         while isinstance(load := self._jobs.get(), ReadAhead):
             self._read_ahead(load)
         if isinstance(load, JoinGroup):
-            from plimsoll.engine.rank import Rank  # noqa: PLC0415 - most workers are in no group
+            from plimsoll.engine.group.rank import Rank  # noqa: PLC0415 - most workers are in no group
 
             self._rank = Rank(load, self._write)
             load = self._jobs.get()
@@ -143,45 +136,44 @@ class Worker:
                 return
             self._load(load)
         except Exception as error:  # noqa: BLE001 - whatever a model's files make a library raise
-            self._send(LoadError("memory" if _is_out_of_memory(error) else "load", describe(error)))
+            self._send(LoadError("memory" if is_out_of_memory(error) else "load", describe(error)))
             return
         try:
             self._serve()
-        except Exception as error:  # noqa: BLE001 - a poisoned stream is never stepped again
-            kind: Literal["memory", "engine"] = "memory" if _is_out_of_memory(error) else "engine"
+        except Exception as error:  # noqa: BLE001 - after any error the stream may be poisoned, so this worker ends
+            kind: Literal["memory", "engine"] = "memory" if is_out_of_memory(error) else "engine"
             self._send(EngineError(kind, describe(error)))
 
     # ---- reader thread
 
     def _read(self) -> None:
         try:
-            for command in read_commands(self._link):
-                self._jobs.put(self._prepare(command) if isinstance(command, Generate) else command)
+            for command, frame_bytes in read_commands(self._link):
+                self._sort(command, frame_bytes)
         except (ProtocolError, OSError) as error:
             sys.stderr.write(f"plimsoll worker: {error}\n")
         finally:
-            # The front is gone, or talks rubbish. The step thread may be inside MLX for a long time: don't wait for it.
+            # The front has gone or sent an invalid frame. The step thread may be inside MLX for seconds: do not wait.
             os._exit(0)
 
-    def _prepare(self, command: Generate) -> _Job:
-        engine = self._engine
-        if engine is None:
+    def _sort(self, command: Command, frame_bytes: int) -> None:
+        """Requests are prepared first, on this thread or a pool's; other commands go to the step thread as they are."""
+        if isinstance(command, CancelRequest) and self._preparation.drop(command.id):
+            self._jobs.put(Step([], [(command.id, "cancelled", Usage())]))
+        elif not isinstance(command, Generate):
+            self._jobs.put(command)
+        elif engine := self._engine:
+            self._preparation.begin(engine, command, frame_bytes)
+        else:
             # Waiting here would keep this thread from seeing that the front is gone.
-            return RequestError(command.id, "internal_error", "the model is not loaded yet")
-        try:
-            return _Prepared(command.id, engine.prepare(command.request))
-        except BadRequest as error:
-            code: Any = "context_length_exceeded" if isinstance(error, ContextTooLong) else "invalid_value"
-            return RequestError(command.id, code, error.message, error.param)
-        except BaseException as error:  # noqa: BLE001 - a tokenizer that panics in Rust raises no Exception
-            return RequestError(command.id, "internal_error", f"the prompt can't be tokenised: {describe(error)}")
+            self._jobs.put(RequestError(command.id, "internal_error", "the model is not loaded yet"))
 
     # ---- step thread
 
     def _read_ahead(self, command: ReadAhead) -> None:
         from plimsoll.catalog.files import local_folder  # noqa: PLC0415 - a fake engine starts without it
 
-        # Whatever is wrong with the files is told when the model is loaded.
+        # Errors in the files are reported when the model is loaded.
         with contextlib.suppress(OSError):
             folder = local_folder(command.source, Path(command.cache_dir))
             if folder and self._tokenizers:
@@ -202,7 +194,7 @@ class Worker:
             path = _resolve(source, options, self._progress)
             engine = choose_engine(path, options, self._tokenizers, self._rank)
         info = engine.load(path, self._progress)
-        # What loading left behind is garbage that lives as long as the process: collect it once, here.
+        # Collect what loading left behind once; the rest lives as long as the process, so later collections skip it.
         gc.collect()
         gc.freeze()
         self._engine = engine
@@ -223,15 +215,20 @@ class Worker:
             self._send(_NOTHING)
 
     def _take_jobs(self, engine: Engine) -> bool:
-        """Everything that waits, and at least one job when there is nothing to step. False on ``Shutdown``."""
+        """Do every job that waits; without anything to step, wait for one. False on ``Shutdown``."""
         gather_until = None if engine.busy() else math.inf
         while True:
+            for late in self._preparation.overdue():
+                self._send(late)
             try:
                 job = self._next_job(engine, gather_until)
             except queue.Empty:
                 if engine.busy():
                     return True
-                self._tidying = engine.idle()
+                if self._preparation.unfinished:
+                    self._send(_NOTHING)  # a heartbeat while another process compiles grammars
+                else:
+                    self._tidying = engine.idle()
                 continue
             if isinstance(job, Shutdown):
                 return False
@@ -241,22 +238,27 @@ class Worker:
                 gather_until = time.monotonic() + _GATHER_MOST_S
 
     def _next_job(self, engine: Engine, gather_until: float | None) -> _Job:
-        """Raises ``queue.Empty`` when there is something better to do than to wait."""
+        """The next job. Raises ``queue.Empty`` when the engine should step, or do its idle work, instead of waiting."""
         if not engine.busy():
-            return self._jobs.get(timeout=_IDLE_S if self._tidying else None)
-        # Requests that were sent at once come one after another; read together they are answered sooner.
+            return self._jobs.get(timeout=_IDLE_S if self._tidying or self._preparation.unfinished else None)
+        # Requests that clients send at the same time arrive one after another; one batch reads all of them sooner.
         if gather_until is not None and time.monotonic() < gather_until:
             return self._jobs.get(timeout=_GATHER_S)
         return self._jobs.get(block=False)
 
     def _do(self, engine: Engine, job: _Job) -> None:
         match job:
-            case _Prepared():
+            case Prepared():
                 engine.submit(job.id, job.prompt)
             case CancelRequest():
                 engine.cancel(job.id)
-            case RequestError():
+            case RequestError() | Step():
                 self._send(job)
+            case Lease():
+                engine.lease(job)
+            case GiveWay():
+                for event in engine.give_way():
+                    self._send(event)
             case TrimCaches():
                 self._send(Trimmed(*engine.trim()))
             case Replay():
@@ -270,9 +272,9 @@ class Worker:
         self._write(event)
 
     def _write(self, event: Event) -> None:
-        """Any thread's way out."""
+        """Send an event; any thread may call this."""
         frame = encode(event)
-        # The reader sees a broken link too and ends the process.
+        # When the link is broken the reader thread sees that as well, and ends the process.
         with self._sending, contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._link.sendall(frame)
 
@@ -285,36 +287,32 @@ def choose_engine(
     ``tokenizers`` may have read its tokenizer.
     """
     if rank and not rank.leads:
-        from plimsoll.engine.follower import Follower  # noqa: PLC0415 - as below
+        check_mlx_lm()
+        from plimsoll.engine.group.follower import Follower  # noqa: PLC0415 - as below
 
         return Follower(options, rank)
-    from plimsoll.engine.sentence import makes_embeddings  # noqa: PLC0415 - a fake engine starts without MLX
 
-    if options.embeddings or makes_embeddings(path):
-        from plimsoll.engine.embedding import EmbeddingEngine  # noqa: PLC0415 - as above
+    if options.embeddings or makes_embeddings(path) or scores_documents(path):
+        from plimsoll.engine.embed.engine import EmbeddingEngine  # noqa: PLC0415 - as above
 
         return EmbeddingEngine(options)
-    from plimsoll.engine.mlx_engine import MlxEngine  # noqa: PLC0415 - as above
+    check_mlx_lm()
+    from plimsoll.engine.chat.engine import MlxEngine  # noqa: PLC0415 - as above
 
     return MlxEngine(options, tokenizers=tokenizers, rank=rank)
+
+
+def check_mlx_lm() -> None:
+    """Raise ``MlxLmDoesNotFit`` where the installed mlx-lm lacks a name that the chat engine uses."""
+    from plimsoll.engine.mlx_lm_internals import check_version  # noqa: PLC0415 - a fake engine starts without it
+
+    check_version()
 
 
 def _resolve(source: ModelSource, options: EngineOptions, progress: Progress) -> Path:
     from plimsoll.catalog import resolve  # noqa: PLC0415 - a fake engine starts without it
 
     return resolve(source, cache_dir=Path(options.cache_dir), offline=options.offline, progress=progress)
-
-
-def describe(error: BaseException) -> str:
-    """One line for an exception of any library."""
-    text, name = " ".join(str(error).split())[:500], type(error).__name__
-    if isinstance(error, BadRequest):
-        return text
-    return f"{name}: {text}" if text else name  # Python's own MemoryError says nothing else
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(mark in str(error) for mark in _OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

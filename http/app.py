@@ -2,70 +2,102 @@
 
 import asyncio
 import itertools
+from typing import Any
 
 from sanic import Sanic
 from sanic.config import Config as SanicConfig
 
+from plimsoll.catalog import Catalog
 from plimsoll.config import Config
 from plimsoll.http.access.gate import Gate
 from plimsoll.http.anthropic import routes as anthropic
-from plimsoll.http.errors import JsonErrors
-from plimsoll.http.front import Actors, App, Front, ModelCatalog
-from plimsoll.http.limits.sweeper import Sweeper
+from plimsoll.http.app_state import Actors, App, AppState
+from plimsoll.http.errors import ErrorResponses
+from plimsoll.http.limits.body_budget import HttpRequest
+from plimsoll.http.limits.connection_timeouts import ConnectionSweeper
 from plimsoll.http.ollama import routes as ollama
 from plimsoll.http.openai import routes as openai
 from plimsoll.http.openapi import document as openapi
-from plimsoll.http.operations import admin, events, health, history, metrics, page
-from plimsoll.http.process import reload
-from plimsoll.http.process.notify import Notifier
-from plimsoll.http.process.reload import ReadConfig, Reloader
+from plimsoll.http.operations import admin, events, health, history, metrics, page, probes, request_list
+from plimsoll.http.process import model_settings, reload
+from plimsoll.http.process.liveness import Notifier
+from plimsoll.http.process.reload import ConfigSource, Reloader
 
 _numbers = itertools.count(1)
 
 
-def build(config: Config, system: Actors, catalog: ModelCatalog, read: ReadConfig | None = None) -> App:
-    """The app, with ``app.ctx.front``, ``app.ctx.gate`` and ``app.ctx.reloader``, which asks ``read`` what is new.
+class _Application(Sanic[Any, Any]):
+    """Says how errors of each route are written. Sanic would read and parse the handler's source to find out."""
 
-    Actors start before it serves and stop after.
+    def add_route(self, *args: Any, **options: Any) -> Any:
+        options["error_format"] = "json"
+        return super().add_route(*args, **options)
+
+
+def build(config: Config, system: Actors, catalog: Catalog, source: ConfigSource) -> App:
+    """The app, with what its parts share at ``app.ctx``. ``source`` is where the configuration is read again.
+
+    The actors start before the app serves and stop after it.
     """
-    # Sanic keeps a registry of names, and reads SANIC_* from the environment unless told not to.
-    app: App = Sanic(
+    errors = ErrorResponses()
+    # The name is numbered, because Sanic allows each name once in a process. SANIC_* variables are not read.
+    app: App = _Application(
         f"plimsoll-{next(_numbers)}",
         config=SanicConfig(env_prefix=None),
-        error_handler=JsonErrors(),
+        request_class=HttpRequest,
+        error_handler=errors,
         configure_logging=False,
     )
     app.config.update(
         {
             "REQUEST_MAX_SIZE": int(config.server.max_body),
             "REQUEST_MAX_HEADER_SIZE": int(config.limits.header_size),
-            # What is left of an answer after which the connection closes.
+            # How long the end of an answer may take to leave before its connection closes.
             "GRACEFUL_TCP_CLOSE_TIMEOUT": config.limits.slow_client,
             "ACCESS_LOG": False,
             "MOTD": False,
             "AUTO_EXTEND": False,
         }
     )
-    front = Front(config, system, catalog)
-    app.ctx.front = front
+    state = AppState(config, system, catalog)
+    app.ctx.state, app.ctx.errors = state, errors
     app.ctx.gate = gate = Gate(config)
-    Sweeper(config.limits).add_to(app)
+    app.ctx.slots, app.ctx.bodies = state.slots, state.bodies
+    ConnectionSweeper(config.limits, state.slots).add_to(app)
     app.register_middleware(gate.mark_origin, "response")
     app.ctx.notifier = Notifier()
-    app.ctx.reloader = Reloader(app, read or (lambda: config))
-    app.register_middleware(front.refuse_when_stopping, "request")
-    for part in (openai, anthropic, ollama, health, admin, events, history, metrics, openapi, page):
-        part.add_routes(app, front)
+    app.ctx.reloader = Reloader(app, source)
+    app.register_middleware(state.refuse_when_stopping, "request")
+    for part in (
+        openai,
+        anthropic,
+        ollama,
+        health,
+        admin,
+        events,
+        history,
+        request_list,
+        metrics,
+        openapi,
+        page,
+        probes,
+    ):
+        part.add_routes(app, state)
     reload.add_routes(app, app.ctx.reloader)
+    model_settings.add_routes(app, app.ctx.reloader)
 
-    # Both block, the one on starting threads and the other on workers that end.
+    async def open_responses(_app: App) -> None:
+        await state.responses.open()
+
+    # Both block: starting waits for threads, stopping for workers that end.
     async def start_actors(_app: App) -> None:
         await asyncio.to_thread(system.start)
 
     async def stop_actors(_app: App) -> None:
-        # Answers had their grace before: what is open now is ended.
+        # Running answers have had their grace (server.shutdown_grace): what still runs is ended.
         await asyncio.to_thread(system.stop, 0.0)
 
+    app.register_listener(open_responses, "before_server_start")
     app.register_listener(start_actors, "before_server_start")
     app.register_listener(stop_actors, "after_server_stop")
     return app

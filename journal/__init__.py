@@ -1,1 +1,1 @@
-"""The journal: every memory action as one event, told to the log, kept in the black box, passed on to who listens."""
+"""The journal: every memory action as one event, written to the log, kept in the black box, sent to subscribers."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from plimsoll.journal import store
 from plimsoll.journal.events import Event
-from plimsoll.journal.writer import EVENT, PEAK, SAMPLE, End, Row, Writer
+from plimsoll.journal.writer import EVENT, PEAK, SAMPLE, TOKENS, End, Row, Writer
 from plimsoll.memory.sample import Level, Sample
 
 log = logging.getLogger("plimsoll.memory")
@@ -74,6 +74,10 @@ class BlackBox:
     def peak(self, key: str, footprint_bytes: int) -> None:
         """A footprint that was measured; the largest of the last 7 days is kept under ``key``."""
         self._put(self._rows, (PEAK, (key, footprint_bytes, self._now())))
+
+    def tokens(self, model: str, key: str, figures: tuple[int, int, int]) -> None:
+        """The tokens of one request (prompt, reused of it, answer), added to the sums of its day, model and key."""
+        self._put(self._rows, (TOKENS, (self._now(), model, key, *figures)))
 
     def flush(self, timeout_s: float = 2.0) -> bool:
         """Wait until all that was given so far is in the file; False when that takes longer."""

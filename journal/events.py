@@ -93,7 +93,7 @@ class OtherProcess(msgspec.Struct, frozen=True):
 
 
 class ExternalPressure(Event, frozen=True):
-    """Nothing of ours could bring use down: ``others`` are the largest other processes."""
+    """No unload of ours could lower memory use: ``others`` are the largest other processes."""
 
     _severity = logging.WARNING
 
@@ -103,7 +103,7 @@ class ExternalPressure(Event, frozen=True):
 
 
 class ReadersFailed(Event, frozen=True):
-    """``names`` gave no figures, so use may be higher than shown; without names it is all of them, for ``reason``."""
+    """``names`` gave no figures, so use may be other than shown; without names it is all of them, for ``reason``."""
 
     _severity = logging.ERROR
 
@@ -151,12 +151,30 @@ class LoadFailed(Event, frozen=True):
 
 
 class LoadRefused(Event, frozen=True):
+    """``repeated``: the same was said a moment ago, so that a log line of each would hide all others."""
+
     _severity = logging.WARNING
 
     model: str
     required_bytes: int
     available_bytes: int
     percent: float
+    reason: str
+    repeated: bool = False
+
+    @property
+    def severity(self) -> int:
+        return logging.DEBUG if self.repeated else self._severity
+
+
+class LoadsRefused(Event, frozen=True):
+    """``count`` loads were refused in ``seconds``, each a repeated ``LoadRefused``; ``reason`` is the last one's."""
+
+    _severity = logging.WARNING
+
+    model: str
+    count: int
+    seconds: float
     reason: str
 
 
@@ -168,6 +186,18 @@ class ModelUnloaded(Event, frozen=True):
     expected_bytes: int
     freed_bytes: int
     milliseconds: float
+
+
+class FasterForm(Event, frozen=True):
+    """The model is loaded anew, dense instead of packed.
+
+    That needs ``required_bytes``. ``room_bytes`` are below the warning line now, and enough were for ``seconds``.
+    """
+
+    model: str
+    required_bytes: int
+    room_bytes: int
+    seconds: float
 
 
 class CleanupStarted(Event, frozen=True):
@@ -199,6 +229,25 @@ class WorkerDied(Event, frozen=True):
     doing: str
 
 
+class AnswersPaused(Event, frozen=True):
+    """``requests`` have lost their worker because of ``why`` and wait for the model's next one."""
+
+    _severity = logging.WARNING
+
+    model: str
+    requests: int
+    why: str
+
+
+class AnswersResumed(Event, frozen=True):
+    """A new worker carries ``requests`` on that were paused because of ``why``, the first of them ``paused_s`` ago."""
+
+    model: str
+    requests: int
+    paused_s: float
+    why: str
+
+
 class OutOfMemory(Event, frozen=True):
     _severity = logging.ERROR
 
@@ -208,7 +257,7 @@ class OutOfMemory(Event, frozen=True):
 
 
 class WorkerKilled(Event, frozen=True):
-    """It did not stop in its grace."""
+    """The worker did not stop within its grace and was killed."""
 
     _severity = logging.WARNING
 
@@ -217,7 +266,7 @@ class WorkerKilled(Event, frozen=True):
 
 
 class WorkerHung(Event, frozen=True):
-    """It had work and said nothing for ``silent_s`` seconds; ``requests`` were running. It is killed and replaced."""
+    """The worker had work, was silent for ``silent_s`` seconds and is replaced; ``requests`` were running."""
 
     _severity = logging.ERROR
 
@@ -229,7 +278,7 @@ class WorkerHung(Event, frozen=True):
 
 
 class WorkerStuck(Event, frozen=True):
-    """Not even SIGKILL has ended it: its memory counts as used for as long as it is there."""
+    """Not even SIGKILL has ended the worker: its memory counts as used while the process exists."""
 
     _severity = logging.ERROR
 
@@ -317,10 +366,14 @@ AnyEvent = (
     | ModelLoaded
     | LoadFailed
     | LoadRefused
+    | LoadsRefused
     | ModelUnloaded
+    | FasterForm
     | CleanupStarted
     | CleanupDone
     | WorkerDied
+    | AnswersPaused
+    | AnswersResumed
     | OutOfMemory
     | WorkerKilled
     | WorkerHung

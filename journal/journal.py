@@ -60,6 +60,11 @@ class Journal:
         if self.blackbox:
             self.blackbox.peak(key, footprint_bytes)
 
+    def tokens(self, model: str, key: str, figures: tuple[int, int, int]) -> None:
+        """The tokens of one request (prompt, reused of it, answer), for the black box."""
+        if self.blackbox:
+            self.blackbox.tokens(model, key, figures)
+
     @property
     def problem(self) -> str:
         """A sentence while the black box can't be written, else ""."""

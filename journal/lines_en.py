@@ -37,9 +37,17 @@ ENGLISH = {
         "⛔ model {e.model} is not loaded: it needs {e.required_bytes:size} of memory, {e.available_bytes:size} are"
         " available at {e.percent:percent} ({e.reason})"
     ),
+    "loads_refused": (
+        "⛔ model {e.model} is not loaded: refused for lack of memory {e.count} more times in {e.seconds:.0f} s"
+        " ({e.reason})"
+    ),
     "model_unloaded": (
         "🗑️ model {e.model} unloaded from memory ({e.freed_bytes:size} of {e.expected_bytes:size} back in"
         " {e.milliseconds:.0f} ms; {e.reason})"
+    ),
+    "faster_form": (
+        "⚡ model {e.model} is loaded anew in its faster form: that needs {e.required_bytes:size} of memory, and there"
+        " has been enough for {e.seconds:.0f} s, {e.room_bytes:size} now"
     ),
     "cleanup_started.normal": "🧹 memory clean-up begins at {e.percent:percent} ({e.reason}): idle models are unloaded",
     "cleanup_started.aggressive": (
@@ -54,6 +62,13 @@ ENGLISH = {
         " (there was no model to unload)"
     ),
     "worker_died": "💥 the worker of {e.model} died while {e.doing} ({e.how}); its memory goes back to the system",
+    "answers_paused": (
+        "⏸️ {e.requests} requests of {e.model} are paused because {e.why}: they go on when it is in memory again"
+    ),
+    "answers_resumed": (
+        "▶️ {e.requests} requests of {e.model} go on with a new worker, {e.paused_s:.1f} s after the first was paused"
+        " because {e.why}; the model is in memory again"
+    ),
     "out_of_memory": "❌ MemoryError: model {e.model} ran out of memory at {e.percent:percent}: {e.detail}",
     "worker_killed": "the worker of {e.model} (pid {e.pid}) did not stop in time and is killed to get its memory back",
     "worker_hung": (

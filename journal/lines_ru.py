@@ -47,9 +47,16 @@ RUSSIAN = {
         "⛔ Модель {e.model} не загружена в память: нужно {e.required_bytes:size}, доступно {e.available_bytes:size},"
         " использовано {e.percent:percent} ({e.reason})"
     ),
+    "loads_refused": (
+        "⛔ Модель {e.model} не загружена в память: ещё {e.count} отказов за {e.seconds:.0f} с ({e.reason})"
+    ),
     "model_unloaded": (
         "🗑️ Модель {e.model} выгружена из памяти (память: возвращено {e.freed_bytes:size} из {e.expected_bytes:size}"
         " за {e.milliseconds:.0f} мс; {e.reason})"
+    ),
+    "faster_form": (
+        "⚡ Модель {e.model} загружается заново в быстрой форме: нужно {e.required_bytes:size}, память для этого есть"
+        " уже {e.seconds:.0f} с, сейчас {e.room_bytes:size}"
     ),
     "cleanup_started.normal": (
         "🧹 Очистка памяти начата при {e.percent:percent} ({e.reason}): выгружаются простаивающие модели"
@@ -66,6 +73,14 @@ RUSSIAN = {
         " (выгружать было нечего)"
     ),
     "worker_died": "💥 Процесс модели {e.model} завершился ({e.how}; {e.doing}), его память возвращается системе",
+    "answers_paused": (
+        "⏸️ Запросы модели {e.model} приостановлены ({e.why}), всего {e.requests}: они продолжатся, когда модель"
+        " вернётся в память"
+    ),
+    "answers_resumed": (
+        "▶️ Запросы модели {e.model} продолжены новым процессом, всего {e.requests}: через {e.paused_s:.1f} с после"
+        " паузы ({e.why}); модель возвращена в память"
+    ),
     "out_of_memory": "❌ MemoryError: модели {e.model} не хватило памяти при {e.percent:percent}: {e.detail}",
     "worker_killed": (
         "Процесс модели {e.model} (pid {e.pid}) не остановился вовремя и снимается, чтобы вернуть его память"

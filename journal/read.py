@@ -84,6 +84,24 @@ def samples(path: Path, since_s: float, limit: int = 1000, *, until_s: float = 0
     return [SampleRow(*row) for row in rows]
 
 
+class DayTokens(msgspec.Struct, frozen=True):
+    """The requests of one day (2026-01-31) to one model with one key, and their tokens; ``reused`` of the prompts'."""
+
+    day: str
+    model: str
+    key: str
+    requests: int
+    prompt: int
+    reused: int
+    completion: int
+
+
+def tokens(path: Path, days: int) -> list[DayTokens]:
+    """The sums of the last ``days`` days, the newest first. Raises ``Unavailable`` for a file that can't be read."""
+    first = "SELECT * FROM tokens WHERE day > date('now', 'localtime', ?) ORDER BY day DESC, prompt + completion DESC"
+    return [DayTokens(*row) for row in _select(path, first, (f"-{days} days",))]
+
+
 def peaks(path: Path) -> dict[str, int]:
     """The largest measured footprint in bytes of each key; empty when the file can't be read."""
     with contextlib.suppress(Unavailable):

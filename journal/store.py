@@ -5,7 +5,10 @@ import os
 import sqlite3
 from pathlib import Path
 
+import platformdirs
+
 KEPT_S = 7 * 86400.0
+TOKENS_KEPT_S = 366 * 86400.0
 
 # "PLIM", and the version of the schema below.
 _APPLICATION_ID = 0x504C494D
@@ -31,6 +34,13 @@ CREATE TABLE IF NOT EXISTS peaks (model TEXT PRIMARY KEY, bytes INTEGER NOT NULL
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_VERSION};
 COMMIT;
+"""
+# Came later than the first files of this version, which get it when they are opened.
+_TOKENS = """
+CREATE TABLE IF NOT EXISTS tokens (
+    day TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, requests INTEGER NOT NULL,
+    prompt INTEGER NOT NULL, reused INTEGER NOT NULL, completion INTEGER NOT NULL, PRIMARY KEY (day, model, key)
+)
 """
 
 
@@ -66,6 +76,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_size_limit = 4194304")
     if not tables:
         connection.executescript(_SCHEMA)
+    connection.execute(_TOKENS)
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:
@@ -91,3 +102,19 @@ def move_aside(path: Path) -> Path:
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + suffix).unlink()
     return aside
+
+
+def log_file(setting: str | None) -> Path | None:
+    """``logging.file``; null: ``~/Library/Logs/plimsoll/plimsoll.log`` on macOS, the XDG state folder on Linux."""
+    return _place(setting, platformdirs.user_log_path("plimsoll", appauthor=False) / "plimsoll.log")
+
+
+def blackbox_file(setting: str | None) -> Path | None:
+    """``logging.blackbox``; null: ``blackbox.sqlite`` in the platform's state folder."""
+    return _place(setting, platformdirs.user_state_path("plimsoll", appauthor=False) / "blackbox.sqlite")
+
+
+def _place(setting: str | None, default: Path) -> Path | None:
+    if setting is None:
+        return default
+    return None if setting.lower() == "none" else Path(setting).expanduser()

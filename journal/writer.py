@@ -18,6 +18,10 @@ EVENT = "INSERT INTO events (rowid, at, kind, json) VALUES (?, ?, ?, ?)"
 # Only a maximum moves the time, so a peak that is not reached any more is forgotten after the retention.
 PEAK = """INSERT INTO peaks VALUES (?, ?, ?) ON CONFLICT (model) DO UPDATE
     SET bytes = excluded.bytes, at = excluded.at WHERE excluded.bytes >= bytes"""
+# A day is one of this machine's clock.
+TOKENS = """INSERT INTO tokens VALUES (date(?, 'unixepoch', 'localtime'), ?, ?, 1, ?, ?, ?)
+    ON CONFLICT (day, model, key) DO UPDATE SET requests = requests + 1, prompt = prompt + excluded.prompt,
+    reused = reused + excluded.reused, completion = completion + excluded.completion"""
 
 _RUN = "INSERT OR IGNORE INTO runs (started, pid, pid_started, version, seen) VALUES (?, ?, ?, ?, ?)"
 _SEEN = "UPDATE runs SET seen = ?, percent = coalesce(?, percent) WHERE started = ? AND pid = ?"
@@ -29,6 +33,7 @@ _PRUNE = (
     # The last run is told about however long ago it was.
     "DELETE FROM runs WHERE seen < ? AND rowid < (SELECT max(rowid) FROM runs) - 1",
 )
+_PRUNE_TOKENS = "DELETE FROM tokens WHERE day < date(?, 'unixepoch', 'localtime')"
 _PRUNE_EVERY_S = 3600.0
 # The row is at fault, not the file: trying again would never help.
 _BAD_ROW = (
@@ -112,4 +117,5 @@ class Writer:
         if self._pruned_at is None or not 0 <= now - self._pruned_at < _PRUNE_EVERY_S:
             for statement in _PRUNE:
                 connection.execute(statement, (now - store.KEPT_S,))
+            connection.execute(_PRUNE_TOKENS, (now - store.TOKENS_KEPT_S,))
             self._pruned_at = now

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pykka
 import pytest
@@ -18,12 +19,18 @@ import yaml
 
 from plimsoll import config
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Failed, Finished
+from plimsoll.actors.status import ModelStatus, State, Status
 from plimsoll.actors.system import ActorSystem
 from plimsoll.catalog import Catalog
 from plimsoll.engine.protocol import ChatRequest
 from plimsoll.memory.sample import Reading, Sample
 
 DEADLINE_S = 20.0
+
+# How long one example takes says more about the machine's load than about the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 class Recorder:
@@ -46,17 +53,17 @@ class Recorder:
                 return item
 
     def ending(self, deadline_s: float = DEADLINE_S) -> Any:
-        return self.next((m.Finished, m.Failed), deadline_s)
+        return self.next((Finished, Failed), deadline_s)
 
     @property
     def text(self) -> str:
-        return "".join(item.text for item in self.items if isinstance(item, m.Delta))
+        return "".join(item.text for item in self.items if isinstance(item, Delta))
 
     def endings(self) -> int:
         """How many endings came in all, those not yet taken included."""
         while not self._queue.empty():
             self.items.append(self._queue.get())
-        return sum(isinstance(item, m.Finished | m.Failed) for item in self.items)
+        return sum(isinstance(item, Finished | Failed) for item in self.items)
 
 
 class Clock:
@@ -113,10 +120,10 @@ class Server:
         self.system.supervisor.tell(make(reply))
         return reply
 
-    def status(self) -> m.Status:
-        return self.tell(m.GetStatus).next(m.Status)
+    def status(self) -> Status:
+        return self.tell(m.GetStatus).next(Status)
 
-    def model(self, name: str) -> m.ModelStatus | None:
+    def model(self, name: str) -> ModelStatus | None:
         return next((one for one in self.status().models if one.name == name), None)
 
     def until(self, condition: Callable[[], Any], what: str) -> Any:
@@ -128,7 +135,7 @@ class Server:
             time.sleep(0.005)
         pytest.fail(f"not in {DEADLINE_S:.0f} s: {what}")
 
-    def until_state(self, name: str, *states: m.State | None) -> m.ModelStatus:
+    def until_state(self, name: str, *states: State | None) -> ModelStatus:
         """Wait until the model is in one of ``states``; None means that no actor lives for it."""
 
         def reached() -> Any:

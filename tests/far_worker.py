@@ -11,6 +11,6 @@ GIB = 1024**3
 
 if __name__ == "__main__":
     file = Path(sys.argv[1])
-    host.reader = lambda *_: lambda: Reading("host", 100 * GIB, int(float(file.read_text()) * GIB))
+    host.reader = lambda *_: lambda _failures: Reading("host", 100 * GIB, int(float(file.read_text()) * GIB))
     sys.argv[1:] = ["stdio"]
     worker.main()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Failed, Finished
 from plimsoll.engine.protocol import Usage
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1)
@@ -11,11 +12,11 @@ USAGE = Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1)
 
 def sends(*items: Any, reason: str = "stop", usage: Usage = USAGE) -> Callable[[m.Chat], None]:
     """These items, then the ending."""
-    return _each(*items, m.Finished(reason, usage))
+    return _each(*items, Finished(reason, usage))
 
 
 def fails(error: Exception, *first: Any) -> Callable[[m.Chat], None]:
-    return _each(*first, m.Failed(error))
+    return _each(*first, Failed(error))
 
 
 def _each(*items: Any) -> Callable[[m.Chat], None]:

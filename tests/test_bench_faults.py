@@ -1,4 +1,4 @@
-"""The short form of the run with random faults; the long one is started by hand."""
+"""The short forms of the runs with faults; the long ones are started by hand."""
 
 import subprocess
 import sys
@@ -20,6 +20,19 @@ def test_random_faults_under_load_break_no_promise(seed: int) -> None:
             *["--faults", "12", "--minutes", "0.3", "--streams", "6", "--again", "40", "--seed"],
             str(seed),
         ],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every promise was kept" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads footprints in /proc")
+def test_a_crash_and_a_refusal_cost_nobody_else_anything() -> None:
+    done = subprocess.run(
+        [sys.executable, BENCH.with_name("crashes.py"), "--crashes", "3", "--refusals", "150"],
         capture_output=True,
         text=True,
         timeout=110,

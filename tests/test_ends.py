@@ -74,8 +74,9 @@ def test_sigterm_during_a_load_ends_the_load_its_waiters_and_the_server(serve_pr
 def test_a_signal_in_the_middle_of_an_emergency_ends_the_server_in_order(
     serve_process: Callable[..., Any], number: signal.Signals
 ) -> None:
+    # With patience the answer would go on with another worker, and might be whole before the server has ended.
     server = serve_process(
-        memory={"limit": "600MiB"},
+        memory={"limit": "600MiB", "patience": 0},
         models={"entries": {"a": {"source": "fake:grow=8MiB,tokens_per_s=100,context=10000,ignore_sigterm=true"}}},
     )
     asker = Asker(server.url, "a", "x " * 100)

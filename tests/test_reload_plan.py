@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from plimsoll import config
 from plimsoll.config import Config
-from plimsoll.reload_plan import plan_reload
+from plimsoll.http.process.reload import plan_reload
 
 RUNNING = {
     "server": {"port": 1111, "keepalive": "5s"},
@@ -79,7 +79,7 @@ def test_each_key_is_changed_or_kept_and_named(before: dict[str, int], after: di
 
 @pytest.mark.parametrize("section", Config.__struct_fields__)
 def test_every_key_that_is_said_to_apply_at_once_exists(section: str) -> None:
-    from plimsoll.reload_plan import _LIVE
+    from plimsoll.http.process.reload import _LIVE
 
     there = {f"{section}.{key}" for key in getattr(config.parse({}), section).__struct_fields__}
     assert {path for path in _LIVE if path.startswith(f"{section}.")} <= there

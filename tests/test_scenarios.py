@@ -115,10 +115,10 @@ class Running:
 def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
-    def start(entries: dict[str, str], **config: Any) -> Running:
+    def start(entries: dict[str, str], patience: str = "1m", **config: Any) -> Running:
         enabled = {name: {"source": source, "enabled": True} for name, source in entries.items()}
         models = {"builtin": False, "entries": enabled}
-        memory = {"limit": f"{LIMIT_MIB}MiB", "clear_after": "300ms", "critical_grace": "1s"}
+        memory = {"limit": f"{LIMIT_MIB}MiB", "clear_after": "300ms", "critical_grace": "1s", "patience": patience}
         started.append(Running(tmp_path, {"models": models, "memory": memory, **config}))
         return started[-1]
 
@@ -162,7 +162,7 @@ def test_critical_use_shows_in_the_log_in_russian_and_health_says_critical_with_
     serve: Callable[..., Running],
 ) -> None:
     # 150 MiB/s: between critical and emergency there is time for several samples.
-    server = serve({"big": "fake:grow=3MiB,tokens_per_s=50,context=100000"}, logging={"language": "ru"})
+    server = serve({"big": "fake:grow=3MiB,tokens_per_s=50,context=100000"}, "0s", logging={"language": "ru"})
     used = server.health()["memory"]["used_percent"]
     words = round((96.3 - used) / 100 * LIMIT_MIB / 3) + 100
     seen: list[int] = []

@@ -14,17 +14,19 @@ _INT32, _INT64 = 2**31, 2**63
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(rf"(\d+\.?\d*|\.\d+)({'|'.join(sorted(_UNITS_S, key=len, reverse=True))})")
 _DURATION = re.compile(rf"([+-]?)((?:{_PART.pattern})+)")
-# Longer ones say nothing, and the pattern of durations would take for ever to refuse them.
+# No sensible duration is longer, and the pattern would take very long to refuse a long text.
 Duration = Annotated[str, Meta(max_length=64)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+Stop = Annotated[str, Meta(max_length=MAX_STOP_CHARS)]
+# Values that both sides call the same.
+_SAMPLING = ("temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty", "top_k")
 
 
 class Options(msgspec.Struct, kw_only=True):
-    """What changes an answer; ``num_ctx`` and options of llama.cpp are ignored, as unknown ones are."""
+    """Options that change an answer; ``num_ctx`` and options of llama.cpp are ignored, as unknown ones are."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, lt=_INT32)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)] | None = None
@@ -38,13 +40,13 @@ class Options(msgspec.Struct, kw_only=True):
 ALLOWED = {
     "options": "an object",
     "options.temperature": "a number from 0 to 2",
-    "options.top_p": "a number above 0, up to 1",
+    "options.top_p": "a number from 0 to 1",
     "options.top_k": "an integer, 0 or -1 for off",
     "options.min_p": "a number from 0 to 1",
     "options.seed": "an integer of 64 bits",
     "options.num_predict": "an integer, -1 or -2 for up to the end of the context",
-    "options.stop": f"a string of 1 to {MAX_STOP_CHARS} characters or a list of up to {MAX_STOPS} of them",
-    "options.stop[]": f"a string of 1 to {MAX_STOP_CHARS} characters",
+    "options.stop": f"a string of up to {MAX_STOP_CHARS} characters or a list of up to {MAX_STOPS} of them",
+    "options.stop[]": f"a string of up to {MAX_STOP_CHARS} characters",
     "options.repeat_penalty": "a number above 0, up to 10",
     "options.presence_penalty": "a number from -2 to 2",
     "options.frequency_penalty": "a number from -2 to 2",
@@ -53,19 +55,22 @@ ALLOWED = {
 
 
 def sampling(options: Options) -> Sampling:
-    """The options under the engine's names."""
-    names = {name: name for name in ("temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty")}
-    names["repetition_penalty"] = "repeat_penalty"
-    given = {name: getattr(options, theirs) for name, theirs in names.items()}
-    top_k = None if options.top_k is None else max(0, options.top_k)
-    return Sampling(**{name: value for name, value in (given | {"top_k": top_k}).items() if value is not None})
+    """The options as the engine's ``Sampling``."""
+    values = {name: getattr(options, name) for name in _SAMPLING} | {"repetition_penalty": options.repeat_penalty}
+    return Sampling(**{name: value for name, value in values.items() if value is not None})
+
+
+def given(options: Options) -> tuple[str, ...]:
+    """The values that the client set, by the engine's names."""
+    found = [name for name in _SAMPLING if getattr(options, name) is not None]
+    return (*found, "repetition_penalty") if options.repeat_penalty is not None else tuple(found)
 
 
 def limits(options: Options) -> tuple[int | None, tuple[str, ...]]:
-    """Most tokens, None up to the end of the context, and the stop strings."""
+    """The most tokens (None: up to the end of the context), and the stop strings."""
     most = options.num_predict
-    stop = (options.stop,) if isinstance(options.stop, str) else tuple(options.stop or ())
-    return (most if most and most > 0 else None), stop
+    stop = [options.stop] if isinstance(options.stop, str) else options.stop or []
+    return (most if most and most > 0 else None), tuple(text for text in stop if text)
 
 
 def keep_alive_s(value: float | str | None) -> float | None:

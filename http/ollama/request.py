@@ -1,4 +1,4 @@
-"""The bodies of Ollama's chat, generate and embed, checked, and what the engine gets of them."""
+"""The bodies of Ollama's chat, generate and embed, checked, and their translation into the engine's requests."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,22 +6,83 @@ import msgspec
 from msgspec import Meta
 
 from plimsoll.engine.protocol import MAX_INPUTS, ChatRequest, EmbedRequest, Format, Tool
-from plimsoll.http.body import check_free, read, refuse
-from plimsoll.http.front import AnyRequest
-from plimsoll.http.ollama.messages import Message, ToolBody, plain_message, refuse_images
+from plimsoll.http import left_out
+from plimsoll.http.body import check_free, refuse
+from plimsoll.http.content import Part, text_of
 from plimsoll.http.ollama.options import ALLOWED as _OPTIONS_ALLOWED
-from plimsoll.http.ollama.options import Duration, Options, keep_alive_s, limits, sampling
+from plimsoll.http.ollama.options import Duration, Options, given, keep_alive_s, limits, sampling
+
+_ROLES = {"developer": "system", "function": "tool"}
+
+
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: dict[str, Any] | str | None = None
+
+
+class ToolCall(msgspec.Struct):
+    function: CalledFunction
+    id: str | None = None
+
+
+class Message(msgspec.Struct):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | None = None
+    thinking: str | None = None
+    images: list[Any] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class Function(msgspec.Struct):
+    name: Annotated[str, Meta(min_length=1)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolBody(msgspec.Struct):
+    function: Function | None = None
+    type: str | None = None
+
+
+def plain_messages(messages: list[Message]) -> list[dict[str, Any]]:
+    """The messages as chat templates read them. Raises ``BadRequest`` for images in what the user asks now."""
+    answered = max((index + 1 for index, one in enumerate(messages) if one.role == "assistant"), default=0)
+    return [_plain(one, f"messages[{index}]", asked=index >= answered) for index, one in enumerate(messages)]
+
+
+def _plain(message: Message, path: str, *, asked: bool) -> dict[str, Any]:
+    role = _ROLES.get(message.role, message.role)
+    images = [Part("image")] * len(message.images or ())
+    seen = text_of(images, f"{path}.images", asked=asked and role == "user")
+    content = "\n".join(filter(None, [message.content, seen]))
+    plain: dict[str, Any] = {"role": role, "content": content}
+    if message.thinking:
+        plain["reasoning_content"] = message.thinking
+    if message.tool_name:
+        plain["name"] = message.tool_name
+    if message.tool_call_id:
+        plain["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        for index, call in enumerate(message.tool_calls):
+            check_free(call.function.arguments, f"{path}.tool_calls[{index}].function.arguments")
+        plain["tool_calls"] = [
+            {"id": call.id or f"call_{index}", "type": "function", "function": msgspec.to_builtins(call.function)}
+            for index, call in enumerate(message.tool_calls)
+        ]
+    return plain
 
 
 class ModelBody(msgspec.Struct, kw_only=True):
     """What every body has. Null means the default everywhere; unknown keys are ignored."""
 
-    model: Annotated[str, Meta(min_length=1)]
+    model: str = ""
     keep_alive: float | Duration | None = None
 
     @property
     def keep_alive_s(self) -> float | None:
-        """Seconds, ``inf`` for ever, None where it was not said."""
+        """Seconds, ``inf`` for ever, None where the client did not say."""
         return keep_alive_s(self.keep_alive)
 
 
@@ -63,13 +124,13 @@ class EmbeddingsBody(ModelBody, kw_only=True):
     prompt: str | None = None
 
 
-_ALLOWED = _OPTIONS_ALLOWED | {
+ALLOWED = _OPTIONS_ALLOWED | {
     "model": "a model's name",
     "stream": "true or false",
     "messages": "a list of messages",
-    "messages[].role": "system, user, assistant or tool",
+    "messages[].role": "system, user, assistant, tool, developer or function",
     "messages[].content": "a string",
-    "messages[].tool_calls[].function.arguments": "an object",
+    "messages[].tool_calls[].function.arguments": "an object, or JSON as text",
     "tools": "a list of tools",
     "tools[].function.name": "a function's name",
     "tools[].function.parameters": "a JSON schema",
@@ -84,54 +145,40 @@ _ALLOWED = _OPTIONS_ALLOWED | {
     "input[]": "a string",
     "dimensions": "an integer of 1 or more",
 }
-_chats, _generates = msgspec.json.Decoder(ChatBody), msgspec.json.Decoder(GenerateBody)
-_embeds, _embeddings = msgspec.json.Decoder(EmbedBody), msgspec.json.Decoder(EmbeddingsBody)
-
-
-def parse_chat(request: AnyRequest) -> ChatBody:
-    """The body, checked. Raises ``BadRequest`` naming the parameter and what it may be, as the others."""
-    body: ChatBody = read(request, _chats, _ALLOWED)
-    return body
-
-
-def parse_generate(request: AnyRequest) -> GenerateBody:
-    body: GenerateBody = read(request, _generates, _ALLOWED)
-    return body
-
-
-def parse_embed(request: AnyRequest) -> EmbedBody:
-    body: EmbedBody = read(request, _embeds, _ALLOWED)
-    return body
-
-
-def parse_embeddings(request: AnyRequest) -> EmbeddingsBody:
-    body: EmbeddingsBody = read(request, _embeddings, _ALLOWED)
-    return body
+chat_decoder, generate_decoder = msgspec.json.Decoder(ChatBody), msgspec.json.Decoder(GenerateBody)
+embed_decoder, embeddings_decoder = msgspec.json.Decoder(EmbedBody), msgspec.json.Decoder(EmbeddingsBody)
 
 
 def chat_request(body: ChatBody) -> ChatRequest:
-    """What the engine gets. Raises ``BadRequest`` for images."""
-    messages = [plain_message(message, f"messages[{index}]") for index, message in enumerate(body.messages or ())]
-    functions = [tool.function for tool in body.tools or ()]
-    for index, one in enumerate(functions):
-        check_free(one.parameters, f"tools[{index}].function.parameters")
-    tools = tuple(Tool(one.name, one.description or "", one.parameters or {}) for one in functions)
-    return _answer(body, messages=messages, tools=tools)
+    """The engine's request for a chat. Raises ``BadRequest`` for images."""
+    messages = plain_messages(body.messages or [])
+    tools = tuple(filter(None, (_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.tools or ()))))
+    goes_on = bool(messages) and messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]
+    return _answer(body, messages=messages, tools=tools, continue_last=goes_on)
+
+
+def _tool(tool: ToolBody, path: str) -> Tool | None:
+    """The function that a tool offers; None for a tool of another type, which is left out."""
+    if tool.type not in (None, "function"):
+        left_out.note("tool", tool.type)
+        return None
+    if tool.function is None:
+        raise refuse(f"{path}.function", "is missing, but must be a function with its name")
+    check_free(tool.function.parameters, f"{path}.function.parameters")
+    return Tool(tool.function.name, tool.function.description or "", tool.function.parameters or {})
 
 
 def generate_request(body: GenerateBody) -> ChatRequest:
-    """What the engine gets. Raises ``BadRequest`` for a suffix or images."""
-    if body.suffix:
-        raise refuse("suffix", "is not supported here; leave it out")
-    refuse_images(body.images, "images")
-    if body.raw:
-        return _answer(body, messages=[], prompt=body.prompt)
+    """The engine's request; with a suffix it asks for the text between. Raises ``BadRequest`` for images."""
+    text_of([Part("image")] * len(body.images or ()), "images", asked=True)
+    if body.raw or body.suffix:
+        return _answer(body, messages=[], prompt=body.prompt, suffix=body.suffix or "")
     system = [{"role": "system", "content": body.system}] if body.system else []
     return _answer(body, messages=[*system, {"role": "user", "content": body.prompt or ""}])
 
 
 def embed_request(body: EmbedBody) -> EmbedRequest:
-    """What the engine gets."""
+    """The engine's request for vectors."""
     texts = [body.input] if isinstance(body.input, str) else body.input
     return EmbedRequest(texts, dimensions=body.dimensions, truncate=body.truncate is not False)
 
@@ -142,6 +189,7 @@ def _answer(body: AnswerBody, **fields: Any) -> ChatRequest:
     think = body.think
     return ChatRequest(
         sampling=sampling(options),
+        given=given(options),
         max_tokens=max_tokens,
         stop=stop,
         format=_format(body.format),

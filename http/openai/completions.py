@@ -5,32 +5,39 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
-from sanic import HTTPResponse
 
-from plimsoll.actors.messages import Delta, Finished, Logprobs, Waiting
+from plimsoll.actors.replies import Delta, Finished, Logprobs
 from plimsoll.engine.protocol import ChatRequest, TokenLogprob
-from plimsoll.errors import PlimsollError
-from plimsoll.http.body import read, refuse
-from plimsoll.http.errors import envelope, respond
-from plimsoll.http.front import AnyRequest, App, Front
-from plimsoll.http.limits.request import check_chat
+from plimsoll.http.answer import WholeAnswer
+from plimsoll.http.body import refuse
+from plimsoll.http.endpoint import AnswerEncoder, Endpoint, RequestContext
 from plimsoll.http.openai import params
-from plimsoll.http.openai.params import WithChoices, variants
-from plimsoll.http.openai.shapes import DONE, Head, Usages, likelihood, text_waits, usage_body
-from plimsoll.http.sse import Stream, comment
-from plimsoll.http.stream import Answer
-from plimsoll.http.whole import gather
+from plimsoll.http.openai.answers import DONE, Head, Usages, likelihood, text_waits, usage_body
+from plimsoll.http.openai.params import WithChoices
 
 _MAX_PROMPTS = 8
 _MAX_ANSWERS = 16
 _MAX_TOKENS = 16  # OpenAI's default here: a base model does not stop by itself
+_PROMPT = f"a string, a list of 1 to {_MAX_PROMPTS} of them, or token ids in the place of each string"
+_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        _IDS,
+        *(
+            {"type": "array", "minItems": 1, "maxItems": _MAX_PROMPTS, "items": one}
+            for one in ({"type": "string"}, _IDS)
+        ),
+    ]
+}
 _encode = msgspec.json.encode
 
 
 class Body(WithChoices, kw_only=True):
     """Null means the default everywhere; unknown keys are ignored."""
 
-    prompt: str | Annotated[list[str], Meta(min_length=1, max_length=_MAX_PROMPTS)]
+    # Which of its four forms it has is seen by hand: msgspec does not tell list[str] from list[int].
+    prompt: Annotated[Any, Meta(extra_json_schema=_PROMPT_SCHEMA)]
     suffix: str | None = None
     echo: bool | None = None
     best_of: int | None = None
@@ -38,64 +45,37 @@ class Body(WithChoices, kw_only=True):
 
 
 ALLOWED = params.ALLOWED | {
-    "prompt": f"a string or a list of 1 to {_MAX_PROMPTS} strings",
-    "prompt[]": "a string: prompts of token ids are not supported, only text",
+    "prompt": _PROMPT,
     "echo": "true or false",
     "logprobs": "an integer from 0 to 5",
 }
 decoder = msgspec.json.Decoder(Body)
 
 
-def add_routes(app: App, front: Front) -> None:
-    """Register this module's endpoint."""
-    api = _Completions(front)
-    app.add_route(api.completions, "/v1/completions", methods=["POST"], name="completions")
-
-
-class _Completions:
-    def __init__(self, front: Front) -> None:
-        self._front = front
-
-    async def completions(self, request: AnyRequest) -> HTTPResponse | None:
-        body: Body = read(request, decoder, ALLOWED)
-        asked = [check_chat(one, self._front.config.limits, "prompt") for one in chat_requests(body)]
-        self._front.catalog.find(body.model)
-        begin = self._front.recorder.begin
-        answers = [Answer(self._front.supervisor, body.model, one, begin("openai", body.model)) for one in asked]
-        head = Head(
-            id=f"cmpl-{answers[0].id}",
-            model=body.model,
-            created=int(time.time()),
-            count=len(answers),
-            per_prompt=body.n or 1,
-            include_usage=body.include_usage(),
-            scored=body.logprobs is not None,
-        )
-        echoes = [one.prompt or "" if body.echo else "" for one in asked]
-        with self._front.running():
-            if body.stream:
-                form = Chunks(head, echoes)
-                await Stream(request, form, self._front.config.server.keepalive).run(*answers)
-                return None
-            wholes = await gather(*answers)
-        choices = [
-            _choice(index, echo + whole.text, _Offsets(len(echo)).body(whole.logprobs), whole.reason)
-            for index, (echo, whole) in enumerate(zip(echoes, wholes, strict=True))
-        ]
-        return respond(200, head.body("text_completion") | {"choices": choices, "usage": usage_body(head, wholes)})
-
-
 def chat_requests(body: Body) -> list[ChatRequest]:
-    """What the engine gets, ``n`` for each prompt. Raises ``BadRequest``."""
+    """The engine's requests, one for each prompt. Raises ``BadRequest``."""
     _check(body)
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    return [one for prompt in prompts for one in variants(_request(body, prompt), body.n or 1)]
+    return [_request(body, prompt) for prompt in _prompts(body)]
 
 
-class Chunks:
-    """The server-sent events of a streamed completion."""
+def _prompts(body: Body) -> list[str | list[int]]:
+    """Texts or token ids, one for each answer. Raises ``BadRequest`` for anything else."""
+    given = body.prompt
+    prompts = given if isinstance(given, list) and given and not _is_ids(given) else [given]
+    if not 1 <= len(prompts) <= _MAX_PROMPTS or not all(isinstance(one, str) or _is_ids(one) for one in prompts):
+        raise refuse("prompt", f"must be {_PROMPT}")
+    return prompts
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one < 2**31 for one in value)
+
+
+class CompletionEncoder(AnswerEncoder):
+    """Completions. ``echoes`` are the texts that stand before each answer."""
 
     def __init__(self, head: Head, echoes: list[str]) -> None:
+        self._head = head
         self._body = head.body("text_completion") | ({"usage": None} if head.include_usage else {})
         self._held = echoes
         self._scored = head.scored
@@ -121,18 +101,20 @@ class Chunks:
                 out += (self._chunk([], usage=self._usages.body()) if self._include_usage else b"") + DONE
         return out
 
-    def silence(self, waiting: Waiting | None) -> bytes:
-        return comment(waiting)
-
-    def failure(self, error: PlimsollError) -> bytes:
-        return b"data: " + _encode(envelope(error)) + b"\n\n"
+    def whole(self, answers: list[WholeAnswer]) -> dict[str, Any]:
+        choices = [
+            _choice(index, echo + answer.text, offsets.body(answer.logprobs), answer.reason)
+            for index, (echo, offsets, answer) in enumerate(zip(self._held, self._offsets, answers, strict=True))
+        ]
+        usage = usage_body(self._head, answers)
+        return self._head.body("text_completion") | {"choices": choices, "usage": usage}
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         return b"data: " + _encode(self._body | {"choices": choices} | more) + b"\n\n"
 
 
 class _Offsets:
-    """The legacy form of log-probabilities, which tells where in the text each token begins."""
+    """Makes the older form of log-probabilities, which says where in the text each token begins."""
 
     def __init__(self, start: int) -> None:
         self._offset = start
@@ -157,25 +139,55 @@ def _choice(index: int, text: str, logprobs: dict[str, Any] | None, reason: str 
 
 
 def _check(body: Body) -> None:
-    """Raises ``BadRequest`` for what would change the answer and is not done."""
+    """Raise ``BadRequest`` for parameters that would change the answer and are not supported."""
     count = body.n or 1
-    prompts = 1 if isinstance(body.prompt, str) else len(body.prompt)
+    prompts = len(_prompts(body))
     if prompts * count > _MAX_ANSWERS:
         raise refuse("n", f"is {count} for {prompts} prompts, but the answers may be {_MAX_ANSWERS} at most")
-    if body.suffix:
-        raise refuse("suffix", "is not supported: a prompt is only ever continued")
+    if body.suffix and body.echo:
+        raise refuse("echo", "can't be had with suffix")
+    if body.echo and not all(isinstance(one, str) for one in _prompts(body)):
+        raise refuse("echo", "can't be had with token ids")
     if body.best_of not in (None, count):
         raise refuse("best_of", f"is {body.best_of}, but must be the same as n ({count})")
     if body.echo and body.logprobs is not None:
         raise refuse("logprobs", "can't be had with echo: the prompt's tokens are not scored")
 
 
-def _request(body: Body, prompt: str) -> ChatRequest:
+def _request(body: Body, prompt: str | list[int]) -> ChatRequest:
     return ChatRequest(
         messages=[],
         prompt=prompt,
+        suffix=body.suffix or "",
         sampling=body.sampling(),
-        max_tokens=body.max_tokens or _MAX_TOKENS,
+        given=body.given(),
+        max_tokens=_MAX_TOKENS if body.max_tokens is None else params.most_tokens(body.max_tokens),
         stop=body.stops(),
         logprobs=body.logprobs,
     )
+
+
+def _encoder(context: RequestContext) -> CompletionEncoder:
+    body: Body = context.body
+    echoes = [str(prompt) if body.echo else "" for prompt in _prompts(body) for _ in range(context.copies)]
+    head = Head(
+        id=f"cmpl-{context.id}",
+        model=body.model,
+        created=int(time.time()),
+        count=len(echoes),
+        per_prompt=context.copies,
+        include_usage=body.include_usage(),
+        scored=body.logprobs is not None,
+    )
+    return CompletionEncoder(head, echoes)
+
+
+COMPLETIONS = Endpoint(
+    api="openai",
+    decoder=decoder,
+    allowed=ALLOWED,
+    prompts=chat_requests,
+    copies=lambda body: body.n or 1,
+    text="prompt",
+    encoder=_encoder,
+)

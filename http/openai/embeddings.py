@@ -6,17 +6,14 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
-from sanic import HTTPResponse
 
-from plimsoll.actors.messages import Vectors
+from plimsoll.actors.replies import Vectors
 from plimsoll.engine.protocol import MAX_INPUTS, EmbedRequest
 from plimsoll.errors import InternalError
-from plimsoll.http.body import read, refuse
-from plimsoll.http.errors import respond
-from plimsoll.http.front import AnyRequest, App, Front
-from plimsoll.http.limits.request import check_embed
-from plimsoll.http.stream import Answer
-from plimsoll.http.whole import gather
+from plimsoll.http.answer import WholeAnswer
+from plimsoll.http.body import refuse
+from plimsoll.http.endpoint import AnswerEncoder, Endpoint, RequestContext
+from plimsoll.http.known_models import with_embedding_models
 
 _MAX_IDS = 1_000_000
 _FLOAT_BYTES = 4
@@ -34,7 +31,7 @@ _INPUT_SCHEMA = {
 class Body(msgspec.Struct, kw_only=True):
     """Null means the default; unknown keys are ignored."""
 
-    model: Annotated[str, Meta(min_length=1)]
+    model: str = ""
     # Which of its four forms it has is seen by hand: msgspec does not tell list[str] from list[int].
     input: Annotated[Any, Meta(extra_json_schema=_INPUT_SCHEMA)]
     encoding_format: Literal["float", "base64"] | None = None
@@ -50,32 +47,6 @@ ALLOWED = {
     "dimensions": "an integer from 1",
 }
 decoder = msgspec.json.Decoder(Body)
-
-
-def add_routes(app: App, front: Front) -> None:
-    """Register this module's endpoint."""
-    api = _Embeddings(front)
-    app.add_route(api.embeddings, "/v1/embeddings", methods=["POST"], name="embeddings")
-
-
-class _Embeddings:
-    def __init__(self, front: Front) -> None:
-        self._front = front
-
-    async def embeddings(self, request: AnyRequest) -> HTTPResponse:
-        body: Body = read(request, decoder, ALLOWED)
-        asked = check_embed(embed_request(body), self._front.config.limits)
-        self._front.catalog.find(body.model)
-        with self._front.running():
-            record = self._front.recorder.begin("openai", body.model)
-            (whole,) = await gather(Answer(self._front.supervisor, body.model, asked, record))
-        if whole.vectors is None:
-            raise InternalError(f"{body.model} ended without giving vectors")
-        rows = _rows(whole.vectors, as_text=body.encoding_format == "base64")
-        data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)]
-        tokens = whole.usage.prompt_tokens
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return respond(200, {"object": "list", "data": data, "model": body.model, "usage": usage})
 
 
 def embed_request(body: Body) -> EmbedRequest:
@@ -102,7 +73,7 @@ def embed_request(body: Body) -> EmbedRequest:
             raise refuse(where, "must be a non-empty string")
         if tokens and not (isinstance(one, list) and one and all(_is_token(token) for token in one)):
             raise refuse(where, "must be one or more token ids")
-    return EmbedRequest(texts=texts, tokens=tokens, dimensions=body.dimensions)
+    return EmbedRequest(texts=texts, tokens=tokens, dimensions=body.dimensions, truncate=True)
 
 
 def _is_token(value: Any) -> bool:
@@ -115,3 +86,32 @@ def _rows(vectors: Vectors, *, as_text: bool) -> list[str] | list[tuple[float, .
     if as_text:
         return [base64.b64encode(row).decode() for row in raw]
     return [struct.unpack(f"<{vectors.dimensions}f", row) for row in raw]
+
+
+class EmbeddingEncoder(AnswerEncoder):
+    """Embeddings, which are never streamed."""
+
+    def __init__(self, context: RequestContext) -> None:
+        self._body: Body = context.body
+
+    def whole(self, answers: list[WholeAnswer]) -> dict[str, Any]:
+        (answer,) = answers
+        if answer.vectors is None:
+            raise InternalError(f"{self._body.model} ended without giving vectors")
+        rows = _rows(answer.vectors, as_text=self._body.encoding_format == "base64")
+        data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)]
+        tokens = answer.usage.prompt_tokens
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {"object": "list", "data": data, "model": self._body.model, "usage": usage}
+
+
+EMBEDDINGS = Endpoint(
+    api="openai",
+    decoder=decoder,
+    allowed=ALLOWED,
+    prompts=lambda body: [embed_request(body)],
+    text="input",
+    encoder=EmbeddingEncoder,
+    streams=lambda _body: False,
+    explained=with_embedding_models,
+)

@@ -6,16 +6,17 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from plimsoll.engine.protocol import ChatRequest, Sampling
-from plimsoll.http.body import MAX_STOP_CHARS, refuse, shown
+from plimsoll.engine.protocol import Sampling
+from plimsoll.http.body import MAX_STOP_CHARS, MAX_STOPS, refuse, shown
 
 MAX_ANSWERS = 8
 MAX_BIASES = 1024
 _INT64 = 2**63
 _TOKENS_MAX = 2**31 - 1
-Tokens = Annotated[int, Meta(ge=1, le=_TOKENS_MAX)]
+# Other servers read 0 and -1 as no limit, and clients rely on it.
+Tokens = Annotated[int, Meta(ge=-1, le=_TOKENS_MAX)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+Stop = Annotated[str, Meta(max_length=MAX_STOP_CHARS)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -26,14 +27,14 @@ class StreamOptions(msgspec.Struct):
 class Common(msgspec.Struct, kw_only=True):
     """Null means the default everywhere; unknown keys are ignored."""
 
-    model: Annotated[str, Meta(min_length=1)]
+    model: str = ""
     stream: bool | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=_TOKENS_MAX)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=_TOKENS_MAX)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)] | None = None
-    stop: Stop | Annotated[list[Stop], Meta(max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
@@ -41,10 +42,16 @@ class Common(msgspec.Struct, kw_only=True):
     user: str | None = None
 
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        """The stop strings; an empty one is none."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(text for text in given if text)
+
+    def given(self) -> tuple[str, ...]:
+        """The values of ``Sampling`` that the client set."""
+        return tuple(name for name in Sampling.__struct_fields__ if getattr(self, name) is not None)
 
     def sampling(self) -> Sampling:
-        """Raises ``BadRequest`` for a bias that is none."""
+        """The client's sampling values. Raises ``BadRequest`` for a bias that is no number from -100 to 100."""
         given = {name: getattr(self, name) for name in Sampling.__struct_fields__}
         given["logit_bias"] = _biases(self.logit_bias) if self.logit_bias else None
         return Sampling(**{name: value for name, value in given.items() if value is not None})
@@ -67,16 +74,16 @@ ALLOWED = {
     "user": "a string",
     "stream": "true or false",
     "stream_options": 'an object like {"include_usage": true}',
-    "max_tokens": f"an integer from 1 to {_TOKENS_MAX}",
-    "max_completion_tokens": f"an integer from 1 to {_TOKENS_MAX}",
-    "max_output_tokens": f"an integer from 1 to {_TOKENS_MAX}",
+    "max_tokens": f"an integer from 1 to {_TOKENS_MAX}, or -1 for no limit",
+    "max_completion_tokens": f"an integer from 1 to {_TOKENS_MAX}, or -1 for no limit",
+    "max_output_tokens": f"an integer from 1 to {_TOKENS_MAX}, or -1 for no limit",
     "temperature": "a number from 0 to 2",
-    "top_p": "a number above 0, up to 1",
-    "top_k": f"an integer from 0 (off) to {_TOKENS_MAX}",
+    "top_p": "a number from 0 to 1",
+    "top_k": f"an integer from 0 or -1 (off) to {_TOKENS_MAX}",
     "min_p": "a number from 0 to 1",
     "seed": "an integer of 64 bits",
-    "stop": f"a string of 1 to {MAX_STOP_CHARS} characters or a list of up to 4 of them",
-    "stop[]": f"a string of 1 to {MAX_STOP_CHARS} characters",
+    "stop": f"a string of up to {MAX_STOP_CHARS} characters or a list of up to {MAX_STOPS} of them",
+    "stop[]": f"a string of up to {MAX_STOP_CHARS} characters",
     "presence_penalty": "a number from -2 to 2",
     "frequency_penalty": "a number from -2 to 2",
     "repetition_penalty": "a number above 0, up to 10",
@@ -89,20 +96,13 @@ ALLOWED = {
 }
 
 
-def variants(request: ChatRequest, count: int) -> list[ChatRequest]:
-    """``count`` requests for the same prompt; a seed goes on by one, or they would all be the same."""
-    seed = request.sampling.seed
-    if seed is None or count == 1:
-        return [request] * count
-    return [_seeded(request, (seed + index + _INT64) % (2 * _INT64) - _INT64) for index in range(count)]
-
-
-def _seeded(request: ChatRequest, seed: int) -> ChatRequest:
-    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=seed))
+def most_tokens(given: int | None) -> int | None:
+    """The most tokens of an answer; None for no limit, which 0 and -1 mean."""
+    return given if given and given > 0 else None
 
 
 def thinking(effort: str | None) -> dict[str, Any]:
-    """What a reasoning effort means for a ``ChatRequest``: templates know an effort, or only thinking or not."""
+    """The fields of a ``ChatRequest`` for a reasoning effort; templates know efforts, or only thinking or not."""
     if effort is None:
         return {}
     return {"thinking": effort not in ("none", "minimal"), "template_kwargs": {"reasoning_effort": effort}}

@@ -1,36 +1,37 @@
-"""The body of a chat completion, and what the engine is asked for."""
+"""The body of a chat completion, and its translation into the engine's request."""
 
+import functools
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from plimsoll.engine.protocol import ChatRequest, Format
-from plimsoll.http.body import check_free, refuse, shown
-from plimsoll.http.body import decode as decode  # noqa: PLC0414 - other modules know it from here
-from plimsoll.http.openai import params, tools
-from plimsoll.http.openai.params import Effort, Tokens, WithChoices
-from plimsoll.http.openai.tools import CalledTool, ResponseFormat, ToolBody
+from plimsoll.engine.protocol import ChatRequest
+from plimsoll.http.body import check_free, refuse
+from plimsoll.http.content import Part, text_of
+from plimsoll.http.openai import answer_form, params, tools
+from plimsoll.http.openai.answer_form import WithForm, form_of
+from plimsoll.http.openai.params import Effort, Tokens
+from plimsoll.http.openai.tools import INPUT, CalledTool, Offered, ToolBody, of_chat
 
-# What the engine itself says to the template.
+# Template arguments that the engine itself sets.
 _OWN_KWARGS = frozenset({"messages", "conversation", "tools", "chat_template", "tokenize", "add_generation_prompt"})
-
-
-class Part(msgspec.Struct):
-    type: str
-    text: str | None = None
+# Chat templates know system and not developer, which is OpenAI's newer word for it.
+_ROLES = {"developer": "system", "function": "tool"}
+_THOUGHTS = ("thinking", "reasoning", "reasoning_text")
 
 
 class Message(msgspec.Struct):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: list[CalledTool] | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
-class Body(WithChoices, kw_only=True):
+class Body(WithForm, kw_only=True, dict=True):
     """A chat completion; null means the default everywhere, unknown keys are ignored."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -40,22 +41,33 @@ class Body(WithChoices, kw_only=True):
     tools: list[ToolBody] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = None
+    reasoning_budget: Annotated[int, Meta(ge=0)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     functions: list[Any] | None = None
     function_call: Any = None
+
+    @functools.cached_property
+    def offered(self) -> Offered:
+        """The tools that the model is offered. Raises ``BadRequest``."""
+        return of_chat(self.tools or ())
 
 
 ALLOWED = (
     params.ALLOWED
     | tools.ALLOWED
+    | answer_form.ALLOWED
     | {
         "messages": "a list of one or more messages",
-        "messages[].role": "system, developer, user, assistant or tool",
-        "messages[].content": "a string, a list of text parts or (assistant only) null",
+        "messages[].role": "system, developer, user, assistant, tool or function",
+        "messages[].content": "a string, a list of parts or null",
         "logprobs": "true or false",
         "functions": "left out: use tools for it",
+        "reasoning_budget": "an integer of 0 or more",
+        "continue_final_message": "true or false",
+        "add_generation_prompt": "true or false",
         "chat_template_kwargs": 'an object like {"enable_thinking": false}',
     }
 )
@@ -63,23 +75,24 @@ decoder = msgspec.json.Decoder(Body)
 
 
 def chat_request(body: Body) -> ChatRequest:
-    """What the engine gets. Raises ``BadRequest`` for what the structs can't tell, such as content that is no text."""
+    """The engine's request for a body. Raises ``BadRequest`` for faults that the structs can't find."""
     _refuse_deprecated(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise refuse("top_logprobs", "is set, but logprobs is not true")
     thinking = params.thinking(body.reasoning_effort)
     thinking["template_kwargs"] = thinking.get("template_kwargs", {}) | _template_kwargs(body)
-    offered = tuple(tool.function.tool() for tool in body.tools or ())
-    tools.check(offered, "tools[{}].function.name")
     return ChatRequest(
-        messages=[_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)],
+        messages=messages(body.messages),
         sampling=body.sampling(),
-        max_tokens=body.max_completion_tokens or body.max_tokens,
+        max_tokens=params.most_tokens(body.max_completion_tokens or body.max_tokens),
         stop=body.stops(),
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        format=_format(body.response_format),
+        format=form_of(body),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        **tools.choose(body.tool_choice, offered),
+        continue_last=_continues(body),
+        thinking_budget=body.reasoning_budget,
+        given=body.given(),
+        **tools.choose(body.tool_choice, body.offered.tools),
         **thinking,
     )
 
@@ -90,12 +103,20 @@ def _refuse_deprecated(body: Body) -> None:
             raise refuse(name, f"is not supported any more; use {instead} for it")
 
 
-def _format(given: ResponseFormat | None) -> Format | None:
-    if given is None:
-        return None
-    schema = given.json_schema
-    param = "response_format.json_schema" + (".schema" if schema else "")
-    return tools.answer_format(given.type, schema.schema if schema else None, param)
+def _continues(body: Body) -> bool:
+    """Whether the answer continues the last message: if that is text of the assistant and the client did not say no."""
+    last = body.messages[-1]
+    goes_on = body.continue_final_message
+    if goes_on and last.role != "assistant":
+        raise refuse("continue_final_message", "is true, but the last message is not the assistant's")
+    if goes_on and body.add_generation_prompt:
+        raise refuse("add_generation_prompt", "is true, but so is continue_final_message: an answer can't do both")
+    if goes_on is None:
+        is_text = last.role == "assistant" and bool(last.content) and not last.tool_calls
+        goes_on = is_text and body.add_generation_prompt is not True
+    if not goes_on and body.add_generation_prompt is False:
+        raise refuse("add_generation_prompt", "is false, but only an assistant's last message can be gone on with")
+    return goes_on
 
 
 def _template_kwargs(body: Body) -> dict[str, Any]:
@@ -106,30 +127,44 @@ def _template_kwargs(body: Body) -> dict[str, Any]:
     return given
 
 
-def _message(message: Message, path: str) -> dict[str, Any]:
-    # Chat templates know system and not developer, which is OpenAI's newer word for it.
-    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
-    plain["content"] = _text(message, path)
-    for name in ("name", "tool_call_id", "reasoning_content"):
+def messages(given: list[Message]) -> list[dict[str, Any]]:
+    """The messages as chat templates read them. Raises ``BadRequest`` for parts and calls that are not whole."""
+    answered = max((index + 1 for index, one in enumerate(given) if one.role == "assistant"), default=0)
+    return [_message(one, f"messages[{index}]", asked=index >= answered) for index, one in enumerate(given)]
+
+
+def _message(message: Message, path: str, *, asked: bool) -> dict[str, Any]:
+    role = _ROLES.get(message.role, message.role)
+    parts, thoughts = message.content, message.reasoning_content or message.reasoning
+    if role == "assistant" and isinstance(parts, list):
+        thoughts = thoughts or "\n".join(filter(None, map(_thought, parts)))
+        parts = [part for part in parts if part.type not in _THOUGHTS]
+    plain: dict[str, Any] = {"role": role}
+    plain["content"] = text_of(parts, f"{path}.content", asked=asked and role == "user")
+    for name in ("name", "tool_call_id"):
         if (value := getattr(message, name)) is not None:
             plain[name] = value
+    if thoughts:
+        plain["reasoning_content"] = thoughts
     if message.tool_calls is not None:
-        plain["tool_calls"] = msgspec.to_builtins(message.tool_calls)
+        calls = enumerate(message.tool_calls)
+        plain["tool_calls"] = [_call(call, index, f"{path}.tool_calls[{index}]") for index, call in calls]
     return plain
 
 
-def _text(message: Message, path: str) -> str:
-    content = message.content
-    if isinstance(content, str):
-        return content
-    if content is None:
-        if message.role == "assistant":
-            return ""
-        raise refuse(f"{path}.content", f"is missing, but must be {ALLOWED['messages[].content']}")
-    for index, part in enumerate(content):
-        where = f"{path}.content[{index}]"
-        if part.type != "text":
-            raise refuse(f"{where}.type", f"is {shown(part.type)}, but only text parts are supported")
-        if part.text is None:
-            raise refuse(f"{where}.text", "is missing, but must be a string")
-    return "\n".join(part.text or "" for part in content)
+def _thought(part: Part) -> str:
+    if part.type not in _THOUGHTS:
+        return ""
+    told = part.thinking or part.reasoning or part.text
+    return told if isinstance(told, str) else ""
+
+
+def _call(call: CalledTool, index: int, path: str) -> dict[str, Any]:
+    if call.function is not None:
+        check_free(call.function.arguments, f"{path}.function.arguments")
+        function = msgspec.to_builtins(call.function)
+    elif call.custom is not None:
+        function = {"name": call.custom.name, "arguments": {INPUT: call.custom.input or ""}}
+    else:
+        raise refuse(f"{path}.function", 'is missing, but must be an object like {"name": "f", "arguments": "{}"}')
+    return {"id": call.id or f"call_{index}", "type": "function", "function": function}

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from msgspec import UNSET, UnsetType
 
 from plimsoll.http.anthropic import request
-from plimsoll.http.openapi.shape import SSE, Content, Operation, Told, json_of
+from plimsoll.http.openapi.schema import SSE, Content, Operation, Told, json_of
 
 
 class AnthropicErrorDetail(Told):

@@ -7,9 +7,10 @@ from sanic import HTTPResponse
 from sanic.response import raw
 
 from plimsoll import __version__
-from plimsoll.http.front import AnyRequest, App, Front
-from plimsoll.http.openapi import anthropic, feed, ollama, openai, server
-from plimsoll.http.openapi.shape import JSON, document
+from plimsoll.http.app_state import App, AppState
+from plimsoll.http.limits.body_budget import HttpRequest
+from plimsoll.http.openapi import anthropic, feed, known_model_list, ollama, openai, server, stored_responses
+from plimsoll.http.openapi.schema import JSON, document
 
 PATH = "/openapi.json"
 _INFO = {
@@ -23,7 +24,7 @@ _INFO = {
 }
 
 
-def add_routes(app: App, _front: Front) -> None:
+def add_routes(app: App, _state: AppState) -> None:
     """Register this module's endpoint."""
     app.add_route(_document, PATH, methods=["GET", "HEAD"], name="openapi")
 
@@ -31,9 +32,9 @@ def add_routes(app: App, _front: Front) -> None:
 @functools.cache
 def encoded() -> bytes:
     """The document, made once."""
-    parts = (openai, anthropic, ollama, server, feed)
+    parts = (openai, stored_responses, known_model_list, anthropic, ollama, server, feed)
     return msgspec.json.encode(document([one for part in parts for one in part.OPERATIONS], _INFO))
 
 
-async def _document(_request: AnyRequest) -> HTTPResponse:
+async def _document(_request: HttpRequest) -> HTTPResponse:
     return raw(encoded(), content_type=JSON)

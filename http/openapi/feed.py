@@ -1,12 +1,16 @@
-"""What the live feed, the history and the metrics answer, for the OpenAPI document."""
+"""What the live feed, the history, the newest requests and the metrics answer, for the OpenAPI document."""
 
 from typing import Any, Literal
 
-from plimsoll.http.openapi.openai_answers import Error
-from plimsoll.http.openapi.server import Level, ModelsTold
-from plimsoll.http.openapi.shape import Content, Operation, Parameter, Told, json_of
+import msgspec
+
+from plimsoll.http.openapi.openai import Error
+from plimsoll.http.openapi.schema import Content, Operation, Parameter, Told
+from plimsoll.http.openapi.server import Level, ModelsTold, get
 from plimsoll.http.operations import feed, history
+from plimsoll.http.request_log import RequestFigures, Span, Texts
 from plimsoll.journal.events import KINDS
+from plimsoll.journal.read import DayTokens
 
 
 class Thresholds(Told):
@@ -74,6 +78,27 @@ class History(Told):
     events: list[JournalEvent]
 
 
+class RequestTold(RequestFigures, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A request that has ended; times in seconds, ``ended_at`` since the epoch."""
+
+    stages_s: dict[str, float]
+
+
+class OneRequestTold(RequestTold, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``spans`` are the stretches of its time; ``texts`` are there for administrators, where texts are kept."""
+
+    spans: list[Span]
+    texts: Texts | msgspec.UnsetType = msgspec.UNSET
+
+
+class RequestsTold(Told):
+    requests: list[RequestTold]
+
+
+class TokensTold(Told):
+    days: list[DayTokens]
+
+
 _TIME = {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)?\s*$"}
 _KINDS = {"type": "string", "enum": sorted(KINDS)}
 
@@ -83,7 +108,6 @@ OPERATIONS = (
         about="Counters and gauges as Prometheus reads them; OpenMetrics where `Accept` asks for it",
         tag="Server",
         error=Error,
-        methods=("get",),
         answers={200: (Content("text/plain"),)},
     ),
     Operation(
@@ -91,19 +115,16 @@ OPERATIONS = (
         about="The live feed: events named hello, sample, models and journal; Last-Event-ID is honoured",
         tag="Server",
         error=Error,
-        methods=("get",),
         parameters=(
             Parameter("only", f"Kinds with commas between them: {', '.join(feed.KINDS)}."),
             Parameter("after", "Send the journal events after this id first.", {"type": "integer", "minimum": 0}),
         ),
         answers={200: (Content("text/event-stream", (HelloEvent, SampleEvent, ModelsTold, JournalEvent)),)},
     ),
-    Operation(
-        path="/admin/history",
-        about="Samples and events of the past",
-        tag="Server",
-        error=Error,
-        methods=("get",),
+    get(
+        "/admin/history",
+        "Samples and events of the past",
+        History,
         parameters=(
             Parameter("since", "Begin, before now: seconds, or 30m, 2h, 7d.", _TIME),
             Parameter("until", "End, before now.", _TIME),
@@ -111,6 +132,26 @@ OPERATIONS = (
             Parameter("kind", "Events of this kind only.", _KINDS),
             Parameter("only", "The other list stays empty.", {"enum": history.PARTS}),
         ),
-        answers={200: json_of(History)},
+    ),
+    get(
+        "/admin/requests",
+        "The newest requests that have ended, the newest first",
+        RequestsTold,
+        parameters=(
+            *(Parameter(name, f"Only those of this {name}.") for name in ("model", "key", "api", "outcome")),
+            Parameter("limit", "How many.", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 200}),
+        ),
+    ),
+    get(
+        "/admin/requests/{id}",
+        "One request by the beginning of its id: where its time went",
+        OneRequestTold,
+        parameters=(Parameter("id", "The request's id.", required=True),),
+    ),
+    get(
+        "/admin/tokens",
+        "The tokens of the last days, by day, model and key",
+        TokensTold,
+        parameters=(Parameter("days", "How many.", {"type": "integer", "minimum": 1, "maximum": 366, "default": 30}),),
     ),
 )

@@ -5,8 +5,8 @@ from typing import Any, Literal
 from msgspec import UNSET, UnsetType
 
 from plimsoll.http.ollama import models, request
-from plimsoll.http.ollama.frames import NDJSON
-from plimsoll.http.openapi.shape import Content, Operation, Parameter, Told, json_of
+from plimsoll.http.ollama.answers import NDJSON
+from plimsoll.http.openapi.schema import Content, Operation, Parameter, Told, json_of
 
 
 class OllamaError(Told):
@@ -118,6 +118,7 @@ class OllamaShown(Told):
     details: Details
     model_info: dict[str, Any]
     capabilities: list[str]
+    base_model: bool
     modified_at: str
 
 

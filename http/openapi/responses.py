@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType
 
-from plimsoll.http.openapi.shape import Told
+from plimsoll.http.openapi.schema import Told
 
 
 class OutputScore(Told):
@@ -34,9 +34,13 @@ class MessageItem(Told, tag="message"):
     content: list[OutputText]
 
 
+class SummaryText(Told, tag="summary_text"):
+    text: str
+
+
 class ReasoningItem(Told, tag="reasoning"):
     id: str
-    summary: list[Any]
+    summary: list[SummaryText]
     content: list[ReasoningText]
     status: _Status
 
@@ -47,9 +51,39 @@ class CallItem(Told, tag="function_call"):
     call_id: str
     name: str
     arguments: str
+    namespace: str | UnsetType = UNSET
 
 
-OutputItem = MessageItem | ReasoningItem | CallItem
+class CustomCallItem(Told, tag="custom_tool_call"):
+    """A call of a custom tool: its input is a free text."""
+
+    id: str
+    status: _Status
+    call_id: str
+    name: str
+    input: str
+    namespace: str | UnsetType = UNSET
+
+
+class ShellActionTold(Told, omit_defaults=True):
+    type: Literal["exec"]
+    command: list[str]
+    env: dict[str, str]
+    timeout_ms: int | UnsetType = UNSET
+    working_directory: str | UnsetType = UNSET
+    user: str | UnsetType = UNSET
+
+
+class ShellCallItem(Told, tag="local_shell_call"):
+    """A command that the client is to run."""
+
+    id: str
+    status: _Status
+    call_id: str
+    action: ShellActionTold
+
+
+OutputItem = MessageItem | ReasoningItem | CallItem | CustomCallItem | ShellCallItem
 
 
 class Incomplete(Told):
@@ -67,7 +101,7 @@ class Failure(Told):
 
 class EffortTold(Told):
     effort: str | None
-    summary: None
+    summary: str | None
 
 
 class TextTold(Told):
@@ -107,7 +141,8 @@ class Response(Told):
     model: str
     output: list[OutputItem]
     parallel_tool_calls: bool
-    previous_response_id: None
+    previous_response_id: str | None
+    conversation: dict[str, str] | None
     reasoning: EffortTold
     store: bool
     temperature: float
@@ -130,9 +165,11 @@ class ResponseEvent(Told):
     item: OutputItem | UnsetType = UNSET
     item_id: str | UnsetType = UNSET
     content_index: int | UnsetType = UNSET
-    part: OutputText | ReasoningText | UnsetType = UNSET
+    summary_index: int | UnsetType = UNSET
+    part: OutputText | ReasoningText | SummaryText | UnsetType = UNSET
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
     logprobs: list[OutputScore] | UnsetType = UNSET
     name: str | UnsetType = UNSET
     arguments: str | UnsetType = UNSET
+    input: str | UnsetType = UNSET

@@ -5,12 +5,12 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from plimsoll.actors.messages import CleanupReport, State
+from plimsoll.actors.status import CleanupReport, State
 from plimsoll.engine.protocol import ModelInfo
-from plimsoll.http.openapi.openai import MODEL
-from plimsoll.http.openapi.openai_answers import Error
-from plimsoll.http.openapi.shape import Content, Operation, Parameter, Told, json_of
-from plimsoll.http.operations import admin
+from plimsoll.http.openapi.openai import MODEL, Error
+from plimsoll.http.openapi.schema import Content, Operation, Parameter, Told, json_of
+from plimsoll.http.operations import admin, probes
+from plimsoll.http.process import model_settings
 
 
 class MemoryTold(Told):
@@ -45,6 +45,16 @@ class NodeTold(Told):
     models: list[str]
 
 
+class FrontTold(Told):
+    """Open connections, and what request bodies take: reserved to read them, or kept until their answers end."""
+
+    connections: int
+    connections_limit: int
+    body_bytes: int
+    body_bytes_limit: int
+    bodies_waiting: int
+
+
 class Health(Told):
     """``nodes`` is there where a cluster serves."""
 
@@ -56,6 +66,7 @@ class Health(Told):
     admission: Literal["open", "closed"] | None
     sampler_lag_ms: float | None
     stopping: bool
+    front: FrontTold
     models: list[LoadedModel]
     problems: list[str]
     version: str
@@ -88,6 +99,7 @@ class ModelTold(Told):
     state: State
     active: int
     queued: int
+    paused: int
     pinned: bool
     pid: int | None
     idle_s: float | None
@@ -97,6 +109,10 @@ class ModelTold(Told):
     done_bytes: int
     total_bytes: int
     footprint_bytes: int
+    granted_bytes: int
+    kv_bytes: int
+    kv_most_bytes: int
+    longest_context: int | None
     tokens_per_s: float
     info: ModelInfo | None
     error: str | None
@@ -129,6 +145,17 @@ class Reloaded(Told):
     needs_restart: list[str]
 
 
+class SettingsTold(Told):
+    """``entry`` has the keys that are not at their defaults."""
+
+    model: str
+    entry: dict[str, Any]
+
+
+class Probed(Told):
+    message: str
+
+
 class Document(Struct):
     """An OpenAPI document."""
 
@@ -138,28 +165,24 @@ class Document(Struct):
     components: dict[str, Any]
 
 
-def _get(path: str, about: str, answer: type, *, public: bool = False, **more: Any) -> Operation:
+def get(path: str, about: str, answer: type, *, public: bool = False, **more: Any) -> Operation:
+    """What the server tells of itself by GET and HEAD."""
     answers = {200: json_of(answer)} | more.pop("answers", {})
     return Operation(path=path, about=about, tag="Server", error=Error, answers=answers, public=public, **more)
 
 
+def _post(path: str, about: str, answer: type, **more: Any) -> Operation:
+    answers = {200: json_of(answer)}
+    return Operation(path=path, about=about, tag="Server", error=Error, methods=("post",), answers=answers, **more)
+
+
 def _act(verb: str, about: str, body: type | None = None, *, body_needed: bool = False) -> Operation:
-    return Operation(
-        path=f"/admin/models/{{model}}/{verb}",
-        about=about,
-        tag="Server",
-        error=Error,
-        methods=("post",),
-        body=body,
-        body_needed=body_needed,
-        parameters=(MODEL,),
-        answers={200: json_of(ModelTold)},
-        errors=(507,),
-    )
+    path = f"/admin/models/{{model}}/{verb}"
+    return _post(path, about, ModelTold, body=body, body_needed=body_needed, parameters=(MODEL,), errors=(507,))
 
 
 OPERATIONS = (
-    _get(
+    get(
         "/health",
         "The memory and the state of the server; 503 at critical, which also starts a clean-up",
         Health,
@@ -167,37 +190,38 @@ OPERATIONS = (
         parameters=(Parameter("cleanup", "`no`: start none.", {"enum": ["yes", "no"], "default": "yes"}),),
         answers={503: json_of(Health)},
     ),
-    _get("/health/live", "Whether the process answers", Live, public=True),
-    _get("/health/ready", "Whether it takes requests", Readiness, public=True, answers={503: json_of(Readiness)}),
-    _get("/openapi.json", "This document", Document, public=True),
-    _get("/admin/models", "Which models there are and how they are", ModelsTold),
+    get("/health/live", "Whether the process answers", Live, public=True),
+    get("/health/ready", "Whether it takes requests", Readiness, public=True, answers={503: json_of(Readiness)}),
+    get("/openapi.json", "This document", Document, public=True),
+    get("/admin/models", "Which models there are and how they are", ModelsTold),
     _act("load", "Load a model; answers when it is loaded"),
     _act("unload", "Unload a model; answers when its memory is back", admin.UnloadBody),
     _act("pin", "Pin a model or not, whatever its entry says, until the server ends", admin.PinBody, body_needed=True),
-    _get(
+    get(
         "/admin/plan",
         "What loading a model would do now",
         PlanTold,
-        methods=("get",),
         parameters=(Parameter("model", "A model's name.", required=True),),
     ),
-    Operation(
-        path="/admin/cleanup",
-        about="Unload idle models, all with `aggressive`; answers when their memory is back",
-        tag="Server",
-        error=Error,
-        methods=("post",),
+    _post(
+        "/admin/cleanup",
+        "Unload idle models, all with `aggressive`; answers when their memory is back",
+        CleanupReport,
         body=admin.CleanupBody,
         body_needed=False,
-        answers={200: json_of(CleanupReport)},
     ),
-    Operation(
-        path="/admin/reload",
-        about="Read the configuration file again; a file that can't be used changes nothing",
-        tag="Server",
-        error=Error,
-        methods=("post",),
-        answers={200: json_of(Reloaded)},
+    _post("/admin/reload", "Read the configuration file again; a file that can't be used changes nothing", Reloaded),
+    get(
+        "/admin/settings",
+        "The keys that the entry of a model sets; for administrators",
+        SettingsTold,
+        parameters=(Parameter("model", "A model's name.", required=True),),
+    ),
+    _post(
+        "/admin/settings",
+        "Change the entry of a model in the configuration file, and read that again",
+        Reloaded,
+        body=model_settings.SettingsBody,
     ),
     Operation(
         path="/",
@@ -207,6 +231,7 @@ OPERATIONS = (
         answers={200: (Content("text/plain"), Content("text/html")), 304: ()},
         public=True,
     ),
+    *(get(path, "For clients that look whether a server is there", Probed, public=True) for path in probes.PATHS),
     Operation(
         path="/static/{path}",
         about="The page's files",

@@ -1,27 +1,30 @@
-"""``GET /admin/events``: the live feed as server-sent events, with what a listener missed."""
+"""``GET /admin/events``: the live feed as server-sent events, with the events that a client missed."""
 
-import asyncio
 from typing import Any
 
-from plimsoll.errors import BadRequest, PlimsollError
-from plimsoll.http.front import AnyRequest, App, Front
-from plimsoll.http.operations.feed import KINDS, Feed, Listener
-from plimsoll.http.operations.feed_frames import entry_frame, hello_frame
-from plimsoll.http.sse import EVENT_STREAM, HEADERS
+from sanic import HTTPResponse
+
+from plimsoll.errors import BadRequest, PlimsollError, Unavailable
+from plimsoll.http.app_state import App, AppState
+from plimsoll.http.endpoint import EVENT_STREAM, NO_BUFFERING
+from plimsoll.http.limits.body_budget import HttpRequest
+from plimsoll.http.operations.feed import KINDS, Feed, Listener, entry_frame, hello_frame
+from plimsoll.http.operations.history import read_journal
 from plimsoll.journal import read
 from plimsoll.journal.events import Entry
 from plimsoll.journal.journal import Journal
 
-# One that was away for long gets the newest of what it missed; GET /admin/history has the rest.
+# A client that was away for long gets the newest events that it missed; GET /admin/history has the rest.
 _MOST_MISSED = 1000
 
 
-def add_routes(app: App, front: Front) -> None:
+def add_routes(app: App, state: AppState) -> None:
     """Register this module's endpoint, and the end of its streams when the server stops."""
-    feed = Feed(front)
-    api = _Events(front, feed)
+    feed = Feed(state)
+    api = _Events(state, feed)
     app.ctx.feed = feed
     app.add_route(api.events, "/admin/events", methods=["GET"], name="admin_events")
+    app.add_route(_would_stream, "/admin/events", methods=["HEAD"], name="admin_events_head")
 
     async def end(_app: App) -> None:
         feed.close()
@@ -29,23 +32,27 @@ def add_routes(app: App, front: Front) -> None:
     app.register_listener(end, "before_server_stop")
 
 
-class _Events:
-    def __init__(self, front: Front, feed: Feed) -> None:
-        self._front = front
-        self._feed = feed
-        self._journal = front.system.journal
-        self._keepalive_s = front.config.server.keepalive
+async def _would_stream(_request: HttpRequest) -> HTTPResponse:
+    return HTTPResponse(headers=NO_BUFFERING, content_type=EVENT_STREAM)
 
-    async def events(self, request: AnyRequest) -> None:
+
+class _Events:
+    def __init__(self, state: AppState, feed: Feed) -> None:
+        self._state = state
+        self._feed = feed
+        self._journal = state.system.journal
+        self._keepalive_s = state.config.server.keepalive
+
+    async def events(self, request: HttpRequest) -> None:
         kinds, after = _kinds(request), _after(request)
         transport: Any = request.transport
         listener = self._feed.listen(kinds, transport.abort)
         sent = 0
         try:
-            response = await request.respond(headers=HEADERS, content_type=EVENT_STREAM)
-            await response.send(hello_frame(self._front))
+            response = await request.respond(headers=NO_BUFFERING, content_type=EVENT_STREAM)
+            await response.send(hello_frame(self._state))
             if "journal" in kinds and after is not None:
-                for entry in await asyncio.to_thread(missed, self._journal, after):
+                for entry in await self._missed(after):
                     sent = entry.id
                     await response.send(entry_frame(entry, self._journal.language))
             while (data := await self._next(listener, sent)) is not None:
@@ -54,8 +61,14 @@ class _Events:
         finally:
             self._feed.leave(listener)
 
+    async def _missed(self, after: int) -> list[Entry]:
+        try:
+            return await read_journal(self._journal, lambda: missed(self._journal, after))
+        except Unavailable:  # the disk of the black box does not answer: send the events that are in memory
+            return [entry for entry in self._journal.recent() if entry.id > after]
+
     async def _next(self, listener: Listener, sent: int) -> bytes | None:
-        """What comes next, a comment after silence, None at the end. Events up to ``sent`` were sent before."""
+        """The next bytes: a comment after silence, None at the end. Events up to the id ``sent`` are left out."""
         batch = await listener.next_batch(self._keepalive_s)
         if None in batch:
             return None
@@ -67,7 +80,7 @@ def missed(journal: Journal, after: int) -> list[Entry]:
     recent = journal.recent()
     entries = [entry for entry in recent if entry.id > after]
     if journal.blackbox and len(entries) == len(recent):
-        # What left the memory was written long ago; what is in both comes from memory.
+        # Events that are no longer in memory were written long ago. Those in both places are taken from memory.
         first = recent[0].id if recent else None
         try:
             older = read.events_after(journal.blackbox.path, after, _MOST_MISSED)
@@ -77,7 +90,7 @@ def missed(journal: Journal, after: int) -> list[Entry]:
     return entries[-_MOST_MISSED:]
 
 
-def _kinds(request: AnyRequest) -> frozenset[str]:
+def _kinds(request: HttpRequest) -> frozenset[str]:
     asked = request.args.get("only")
     if asked is None:
         return frozenset(KINDS)
@@ -87,8 +100,8 @@ def _kinds(request: AnyRequest) -> frozenset[str]:
     return frozenset(kinds)
 
 
-def _after(request: AnyRequest) -> int | None:
-    """The header counts more than the address, which a client that connects again keeps as it was."""
+def _after(request: HttpRequest) -> int | None:
+    """The header comes before the query, because a client that reconnects keeps the query of its first request."""
     for name, text in (("Last-Event-ID", request.headers.get("last-event-id")), ("after", request.args.get("after"))):
         if text:
             if not (text.isascii() and text.isdecimal() and len(text) <= 18):

@@ -1,23 +1,29 @@
-"""The live feed: one producer for everybody who listens to ``GET /admin/events``, at rest while nobody does.
+"""The live feed: one producer for all clients of ``GET /admin/events``; it does nothing while there is no client.
 
-It asks the Supervisor as ``/health`` does, four times a second and at once when the level changes, and passes on what
-the journal records. Each listener has a bounded outbox; one that does not read it in time is cut off.
+It asks the Supervisor as ``/health`` does, four times a second and at once when the level changes, and sends every
+event that the journal records. Each client has a bounded outbox; a client that does not read in time is cut off.
 """
 
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-from plimsoll.actors.messages import LOADED, State, Status
-from plimsoll.http.front import Front
+import msgspec
+
+from plimsoll import __version__
+from plimsoll.actors.status import LOADED, State, Status
+from plimsoll.http.app_state import AppState
 from plimsoll.http.operations.admin import models_body
-from plimsoll.http.operations.feed_frames import entry_frame, epoch, frame, sample_body
-from plimsoll.http.operations.health import condition, read_status
-from plimsoll.http.stream import Inbox
+from plimsoll.http.operations.health import Condition, condition, read_status
+from plimsoll.http.operations.history import entry_body
+from plimsoll.inbox import Inbox
 from plimsoll.journal.events import Entry, LevelChanged
+from plimsoll.journal.lines import Language
+from plimsoll.memory.memory_errors import GIB
 from plimsoll.memory.sample import Level
 
 _log = logging.getLogger("plimsoll.http")
@@ -25,13 +31,13 @@ _log = logging.getLogger("plimsoll.http")
 KINDS = ("sample", "models", "journal")
 _EVERY_S = 0.25
 _MODELS_EVERY_S = 1.0
-# Minutes of samples and events; beside it there are the buffers of the connection itself.
+# Minutes of samples and events. The buffers of the connection hold more.
 _OUTBOX_BYTES = 1 << 18
 _CHANGING = (State.LOADING, State.BUSY, State.DRAINING, State.STOPPING)
 
 
 class Listener:
-    """One connection's outbox. ``cut`` is called when it is full: it has to end the connection."""
+    """The outbox of one client. ``cut`` is called when it is full, and has to end the connection."""
 
     def __init__(self, kinds: frozenset[str], cut: Callable[[], None]) -> None:
         self.kinds = kinds
@@ -41,7 +47,7 @@ class Listener:
         self._is_cut = False
 
     def put(self, data: bytes, number: int = 0) -> None:
-        """``number`` is the id of a journal event."""
+        """Queue ``data`` for the client; ``number`` is the id of a journal event, 0 for anything else."""
         self._bytes += len(data)
         if self._bytes <= _OUTBOX_BYTES:
             self._inbox.send((number, data))
@@ -56,19 +62,19 @@ class Listener:
         self._inbox.send(None)
 
     async def next_batch(self, silence_s: float) -> list[tuple[int, bytes] | None]:
-        """What has come since the last call, an empty list after ``silence_s``; None at the end."""
+        """The frames since the last call, an empty list after ``silence_s``; the last item of the last list is None."""
         batch = await self._inbox.next_batch(silence_s)
-        # Not to 0: what piled up comes in portions.
+        # Not set to 0, because the inbox gives at most 256 frames at a time.
         self._bytes -= sum(len(item[1]) for item in batch if item)
         return batch
 
 
 class Feed:
-    """Lives on the event loop."""
+    """The producer; used on the event loop only."""
 
-    def __init__(self, front: Front) -> None:
-        self._front = front
-        self._journal = front.system.journal
+    def __init__(self, state: AppState) -> None:
+        self._state = state
+        self._journal = state.system.journal
         self._listeners: set[Listener] = set()
         self._stop: Callable[[], None] = lambda: None
         self._latest: dict[str, bytes] = {}
@@ -83,7 +89,7 @@ class Feed:
         return len(self._listeners)
 
     def listen(self, kinds: frozenset[str], cut: Callable[[], None]) -> Listener:
-        """Frames of ``kinds`` from now on, beginning with the latest; ``leave`` has to be called in the end."""
+        """A new client. It gets the latest frames of ``kinds`` and all later ones, until ``leave`` is called for it."""
         listener = Listener(kinds, cut)
         if not self._listeners:
             self._start()
@@ -101,11 +107,11 @@ class Feed:
             self._stop()
 
     def close(self) -> None:
-        """The server stops: every listener is told the end."""
+        """The server stops: end every client's stream."""
         for listener in self._listeners:
             listener.end()
 
-    # ---- while somebody listens
+    # ---- while there are clients
 
     def _start(self) -> None:
         inbox = Inbox()
@@ -125,8 +131,8 @@ class Feed:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pass_on(inbox))
-                group.create_task(self._look_again_and_again())
-        except Exception:  # noqa: BLE001 - whatever it is, nobody is left listening to a feed that is silent
+                group.create_task(self._poll_forever())
+        except Exception:  # noqa: BLE001 - whatever failed, clients must not wait for a feed that sends nothing
             _log.exception("the live feed failed; its listeners may connect again")
             self.close()
             self._listeners.clear()
@@ -140,32 +146,32 @@ class Feed:
                     self._wake.set()
                 try:
                     data = entry_frame(entry, self._journal.language)
-                except Exception:  # noqa: BLE001 - one odd event must not end the others
+                except Exception:  # noqa: BLE001 - one event that can't be shown must not end the feed
                     _log.exception("an event of memory can't be shown: %r", entry)
                 else:
                     self._send("journal", data, entry.id)
 
-    async def _look_again_and_again(self) -> None:
+    async def _poll_forever(self) -> None:
         while True:
             self._wake.clear()
             if any(listener.kinds - {"journal"} for listener in self._listeners):
-                await self._look()
+                await self._poll()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _EVERY_S)
 
-    async def _look(self) -> None:
-        status = await read_status(self._front)
+    async def _poll(self) -> None:
+        status = await read_status(self._state)
         now = condition(status)
         if now.known:
             self._level = now.known.level
-            self._show_models(now.known)
+            self._send_models(now.known)
         body = sample_body(now, self._level)
         moment = now.sample.time_s if now.sample else 0.0
         if (moment, body) != self._sampled:
             self._sampled = moment, body
             self._send("sample", frame("sample", {"at": epoch(moment or time.monotonic()), **body}))
 
-    def _show_models(self, status: Status) -> None:
+    def _send_models(self, status: Status) -> None:
         now = time.monotonic()
         states = status.pinned, [(one.name, one.state, one.pinned, one.error) for one in status.models]
         changing = any(
@@ -173,7 +179,7 @@ class Feed:
         )
         if states != self._states or (changing and now - self._models_at >= _MODELS_EVERY_S):
             self._states, self._models_at = states, now
-            self._send("models", frame("models", models_body(status, self._front.catalog.names())))
+            self._send("models", frame("models", models_body(status, self._state.catalog)))
 
     def _send(self, kind: str, data: bytes, number: int = 0) -> None:
         if not number:
@@ -181,3 +187,62 @@ class Feed:
         for listener in self._listeners:
             if kind in listener.kinds:
                 listener.put(data, number)
+
+
+def frame(name: str, body: dict[str, Any], number: int = 0) -> bytes:
+    """One server-sent event; a client that reconnects sends its ``number`` as ``Last-Event-ID``."""
+    head = f"id: {number}\nevent: {name}" if number else f"event: {name}"
+    return head.encode() + b"\ndata: " + msgspec.json.encode(body) + b"\n\n"
+
+
+def entry_frame(entry: Entry, language: Language) -> bytes:
+    return frame("journal", entry_body(entry, language), entry.id)
+
+
+def hello_frame(state: AppState) -> bytes:
+    memory = state.config.memory
+    thresholds = {
+        "warning": memory.warning_percent,
+        "critical": memory.critical_percent,
+        "emergency": memory.emergency_percent,
+    }
+    body = {
+        "version": __version__,
+        "started_at": state.created,
+        "now": round(time.time(), 3),
+        "pid": os.getpid(),
+        "thresholds": thresholds,
+        "limit_gb": None if memory.limit is None else round(memory.limit / GIB, 2),
+        "last_event": state.system.journal.last_id,
+    }
+    return frame("hello", body)
+
+
+def sample_body(now: Condition, level: Level) -> dict[str, Any]:
+    """The body of a sample; ``level`` is the last known level. Figures that can't be read are null."""
+    known, sample = now.known, now.sample
+    binding = sample.binding if sample else None
+    seconds = known.seconds_to_critical if known else None
+    return {
+        "level": level.name.lower(),
+        "percent": round(binding.percent, 2) if binding else None,
+        "source": binding.source if binding else None,
+        "sources": {
+            one.source: {"percent": round(one.percent, 2), "used": one.used, "total": one.total}
+            for one in (sample.readings if sample else ())
+        },
+        "used": binding.used if binding else None,
+        "total": binding.total if binding else None,
+        "front": sample.footprints.get(os.getpid(), 0) if sample else 0,
+        "models": {name: held for name, held in known.footprints.items() if held} if known else {},
+        "lag_ms": round(1000 * known.sampler_lag_s, 1) if known else None,
+        "admission": known.admission if known else "closed",
+        "status": now.word,
+        "problems": now.problems,
+        "seconds_to_critical": None if seconds is None else round(seconds, 1),
+    }
+
+
+def epoch(time_s: float) -> float:
+    """A time of the monotonic clock in seconds since the epoch."""
+    return round(time.time() - time.monotonic() + time_s, 3)

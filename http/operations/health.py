@@ -8,24 +8,29 @@ import psutil
 from sanic import HTTPResponse
 
 from plimsoll import __version__
-from plimsoll.actors.messages import GetStatus, ModelStatus, NodeStatus, State, Status
+from plimsoll.actors.messages import GetStatus
+from plimsoll.actors.status import ModelStatus, NodeStatus, State, Status
 from plimsoll.errors import BadRequest, PlimsollError, Unavailable
+from plimsoll.http.app_state import App, AppState
 from plimsoll.http.errors import respond
-from plimsoll.http.front import AnyRequest, App, Front
-from plimsoll.http.stream import ask
+from plimsoll.http.limits.body_budget import HttpRequest
+from plimsoll.inbox import ask
 from plimsoll.memory import sources
 from plimsoll.memory.sample import Level, Sample
 
 _TIMEOUT_S = 1.0
 _NEEDED_TIMEOUT_S = 5.0
 _GB = 2**30
-# What anybody may see where keys are needed.
+# What a request without a key gets to see on a server that needs keys.
 _SUMMARY = ("status", "memory", "level")
 _NAMES = {Level.NORMAL: "healthy", Level.WARNING: "warning", Level.CRITICAL: "critical", Level.EMERGENCY: "critical"}
 
 
 class Condition(msgspec.Struct, frozen=True):
-    """How the server is: ``word`` is healthy, warning, degraded or critical; without ``known`` the sample is fresh."""
+    """The state of the server. ``word`` is healthy, warning, degraded or critical.
+
+    ``known`` is the Supervisor's status; without it ``sample`` was read here and now.
+    """
 
     word: str
     known: Status | None
@@ -33,54 +38,54 @@ class Condition(msgspec.Struct, frozen=True):
     problems: list[str]
 
 
-def add_routes(app: App, front: Front) -> None:
+def add_routes(app: App, state: AppState) -> None:
     """Register this module's endpoints."""
-    api = _Health(front)
+    api = _Health(state)
     for handler, path in ((api.health, "/health"), (api.live, "/health/live"), (api.ready, "/health/ready")):
         app.add_route(handler, path, methods=["GET", "HEAD"], name=f"health_{handler.__name__}")
 
 
 class _Health:
-    def __init__(self, front: Front) -> None:
-        self._front = front
+    def __init__(self, state: AppState) -> None:
+        self._state = state
 
-    async def health(self, request: AnyRequest) -> HTTPResponse:
-        # At critical it also starts the clean-up; the Supervisor limits how often.
+    async def health(self, request: HttpRequest) -> HTTPResponse:
+        # At critical memory this request also starts a clean-up; the Supervisor limits how often.
         clean_up = request.args.get("cleanup", "yes")
         if clean_up not in ("yes", "no"):
             raise BadRequest(f"cleanup: {clean_up!r} is not allowed, expected yes or no", param="cleanup")
-        body = health_body(self._front, await read_status(self._front, clean_up=clean_up == "yes"))
+        body = health_body(self._state, await read_status(self._state, clean_up=clean_up == "yes"))
         if request.ctx.caller is None:
             body = {key: body[key] for key in _SUMMARY}
         return respond(503 if body["status"] == "critical" else 200, body)
 
-    async def live(self, _request: AnyRequest) -> HTTPResponse:
+    async def live(self, _request: HttpRequest) -> HTTPResponse:
         return respond(200, {"status": "alive"})
 
-    async def ready(self, _request: AnyRequest) -> HTTPResponse:
-        status = await read_status(self._front)
+    async def ready(self, _request: HttpRequest) -> HTTPResponse:
+        status = await read_status(self._state)
         reasons = [status] if isinstance(status, str) else []
         if isinstance(status, Status) and status.admission == "closed":
             reasons.append("admission is closed until memory is back")
-        if self._front.stopping or (isinstance(status, Status) and status.stopping):
+        if self._state.stopping or (isinstance(status, Status) and status.stopping):
             reasons.append("the server is shutting down")
         return respond(503 if reasons else 200, {"status": "not ready" if reasons else "ready", "reasons": reasons})
 
 
-async def need_status(front: Front) -> Status:
-    """The Supervisor's view of the server. Raises ``Unavailable`` where it does not answer."""
+async def need_status(state: AppState) -> Status:
+    """The Supervisor's status. Raises ``Unavailable`` if it does not answer within 5 s."""
     try:
-        status: Status = await ask(front.supervisor, GetStatus, _NEEDED_TIMEOUT_S)
+        status: Status = await ask(state.supervisor, GetStatus, _NEEDED_TIMEOUT_S)
     except TimeoutError:
         text = f"the supervisor did not answer within {_NEEDED_TIMEOUT_S:g} s"
         raise Unavailable(text, retry_after_s=5) from None
     return status
 
 
-async def read_status(front: Front, *, clean_up: bool = False) -> Status | str:
-    """The supervisor's status, or the sentence that says why there is none."""
+async def read_status(state: AppState, *, clean_up: bool = False) -> Status | str:
+    """The Supervisor's status, or a sentence that says why there is none."""
     try:
-        status = await ask(front.supervisor, lambda reply: GetStatus(reply, clean_up), _TIMEOUT_S)
+        status = await ask(state.supervisor, lambda reply: GetStatus(reply, clean_up), _TIMEOUT_S)
     except TimeoutError:
         return f"the supervisor did not answer within {_TIMEOUT_S:g} s"
     except PlimsollError as error:
@@ -88,31 +93,30 @@ async def read_status(front: Front, *, clean_up: bool = False) -> Status | str:
     return status if isinstance(status, Status) else f"the supervisor answered with {type(status).__name__}"
 
 
-def health_body(front: Front, status: Status | str) -> dict[str, Any]:
-    """The body of ``GET /health``; without a ``Status`` the figures are read here and the server is degraded."""
+def health_body(state: AppState, status: Status | str) -> dict[str, Any]:
+    """The body of ``GET /health``. Without a ``Status`` memory is read here, and the server counts as degraded."""
     now = condition(status)
     known, sample = now.known, now.sample
     return {
         "status": now.word,
-        "memory": _memory(front, sample),
+        "memory": _memory(state, sample),
         "binding_source": sample.binding.source if sample else None,
         "sources": {one.source: round(one.percent, 1) for one in sample.readings} if sample else {},
         "level": known.level.name.lower() if known else None,
         "admission": known.admission if known else None,
         "sampler_lag_ms": round(1000 * known.sampler_lag_s, 1) if known else None,
-        "stopping": front.stopping or bool(known and known.stopping),
-        "models": [_model(one, known.footprints) for one in known.models if one.state is not State.COLD]
-        if known
-        else [],
+        "stopping": state.stopping or bool(known and known.stopping),
+        "front": _front_end(state),
+        "models": _models(known) if known else [],
         "problems": now.problems,
         **({"nodes": [_node(one) for one in known.nodes]} if known and known.nodes is not None else {}),
         "version": __version__,
-        "uptime_s": round(time.monotonic() - front.started_s, 1),
+        "uptime_s": round(time.monotonic() - state.started_s, 1),
     }
 
 
 def condition(status: Status | str) -> Condition:
-    """What ``status``, or the sentence in its place, says of the server."""
+    """The condition of the server by its status, or by the sentence that says why there is none."""
     known = status if isinstance(status, Status) else None
     problems = [str(status)] if known is None else list(known.problems)
     sample, more = _sample(known)
@@ -132,15 +136,26 @@ def _sample(status: Status | None) -> tuple[Sample | None, list[str]]:
         return None, [f"memory can't be read: {error}"]
 
 
-def _memory(front: Front, sample: Sample | None) -> dict[str, float | None]:
-    # A GB here is 2**30 bytes, as machines are sold by.
+def _memory(state: AppState, sample: Sample | None) -> dict[str, float | None]:
+    # A GB here is 2**30 bytes, as memory is sold.
     binding = sample.binding if sample else None
     return {
         "used_percent": round(binding.percent, 1) if binding else None,
         "available_gb": round(binding.available / _GB, 2) if binding else None,
         "total_gb": round(binding.total / _GB, 2) if binding else None,
-        "warning_threshold": front.config.memory.warning_percent,
-        "critical_threshold": front.config.memory.critical_percent,
+        "warning_threshold": state.config.memory.warning_percent,
+        "critical_threshold": state.config.memory.critical_percent,
+    }
+
+
+def _front_end(state: AppState) -> dict[str, int]:
+    bodies, places = state.bodies, state.slots
+    return {
+        "connections": places.taken,
+        "connections_limit": places.most,
+        "body_bytes": bodies.held,
+        "body_bytes_limit": bodies.room,
+        "bodies_waiting": bodies.waiting,
     }
 
 

@@ -1,43 +1,52 @@
-"""What the black box remembers: samples and events, as the page and the live feed show them."""
+"""``GET /admin/history``: samples and events out of the black box."""
 
-import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from sanic import HTTPResponse
 
+from plimsoll.catalog.disk import Place
 from plimsoll.errors import BadRequest
+from plimsoll.http.app_state import App, AppState
+from plimsoll.http.disk_reads import read_disk
 from plimsoll.http.errors import respond
-from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.http.limits.body_budget import HttpRequest
 from plimsoll.journal import read
 from plimsoll.journal.events import Entry, to_json
 from plimsoll.journal.journal import Journal
 from plimsoll.journal.lines import Language, line
 from plimsoll.journal.show import parse_kind, parse_since
 
+_T = TypeVar("_T")
 PARTS = ("samples", "events")
 _DEFAULT_SINCE_S = 3600.0
 _DEFAULT_POINTS = 1000
 MOST_POINTS = 10_000
-# What was recorded before the question should be in the answer; a locked file must not hold it up.
+# Before it is read the black box writes what it has, for at most this time: its file may be locked.
 _FLUSH_S = 0.5
+_READ_S = 15.0
 
 
-def add_routes(app: App, front: Front) -> None:
+def add_routes(app: App, state: AppState) -> None:
     """Register this module's endpoints."""
-    journal = front.system.journal
+    journal = state.system.journal
 
-    async def history(request: AnyRequest) -> HTTPResponse:
-        asked = _Asked.of(request)
-        # It reads a file.
-        return respond(200, await asyncio.to_thread(_history, journal, asked))
+    async def history(request: HttpRequest) -> HTTPResponse:
+        asked = _Query.of(request)
+        return respond(200, await read_journal(journal, lambda: _history(journal, asked)))
 
-    app.add_route(history, "/admin/history", methods=["GET"], name="admin_history")
+    app.add_route(history, "/admin/history", methods=["GET", "HEAD"], name="admin_history")
 
 
-class _Asked(msgspec.Struct, frozen=True):
+async def read_journal(journal: Journal, work: Callable[[], _T]) -> _T:
+    """The result of ``work``, which reads the black box. Raises ``Unavailable`` if its disk does not answer."""
+    box = journal.blackbox
+    return await read_disk(Place(str(box.path), str(box.path.parent)), work, _READ_S) if box else work()
+
+
+class _Query(msgspec.Struct, frozen=True):
     since_s: float
     until_s: float
     points: int
@@ -45,7 +54,7 @@ class _Asked(msgspec.Struct, frozen=True):
     parts: tuple[str, ...]
 
     @classmethod
-    def of(cls, request: AnyRequest) -> "_Asked":
+    def of(cls, request: HttpRequest) -> "_Query":
         since_s = _seconds(request, "since", _DEFAULT_SINCE_S)
         until_s = _seconds(request, "until", 0.0)
         if since_s <= until_s:
@@ -64,7 +73,7 @@ class _Asked(msgspec.Struct, frozen=True):
         return cls(since_s, until_s, int(points), kind, PARTS if only is None else (only,))
 
 
-def _seconds(request: AnyRequest, name: str, default: float) -> float:
+def _seconds(request: HttpRequest, name: str, default: float) -> float:
     text = request.args.get(name)
     try:
         return default if text is None else float(parse_since(text))
@@ -73,7 +82,7 @@ def _seconds(request: AnyRequest, name: str, default: float) -> float:
         raise BadRequest(f"{name} is {text[:60]!r}, but must be {example}", param=name) from None
 
 
-def _history(journal: Journal, asked: _Asked) -> dict[str, Any]:
+def _history(journal: Journal, asked: _Query) -> dict[str, Any]:
     samples: list[read.SampleRow] = []
     entries: Sequence[Entry] = []
     if box := journal.blackbox:
@@ -101,7 +110,7 @@ def _history(journal: Journal, asked: _Asked) -> dict[str, Any]:
 
 
 def entry_body(entry: Entry, language: Language) -> dict[str, Any]:
-    """One event with its line in the log; ``event`` holds its own fields."""
+    """The body of one event, with its log line; ``event`` holds the fields of its kind."""
     event = entry.event
     own = msgspec.json.decode(to_json(event))
     kind = own.pop("kind")
@@ -110,7 +119,7 @@ def entry_body(entry: Entry, language: Language) -> dict[str, Any]:
         "at": round(entry.at, 3),
         "kind": kind,
         "severity": logging.getLevelName(event.severity).lower(),
-        # The name of another process may hold bytes that are not text.
+        # A line may hold the name of another process, which may not be valid text.
         "text": line(event, language).encode("utf-8", "replace").decode(),
         "event": own,
     }

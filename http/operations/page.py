@@ -1,4 +1,4 @@
-"""The page at ``/`` and its files: read once at start, sent from memory, each by its exact path."""
+"""The page at ``/`` and its files, which are read once at the start and sent from memory."""
 
 import hashlib
 from importlib import resources
@@ -9,7 +9,8 @@ from sanic import HTTPResponse
 from sanic.exceptions import NotFound
 from sanic.response import raw, text
 
-from plimsoll.http.front import AnyRequest, App, Front
+from plimsoll.http.app_state import App, AppState
+from plimsoll.http.limits.body_budget import HttpRequest
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -18,13 +19,13 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
 }
-# uPlot sets styles through the object model, which needs no allowance.
+# uPlot sets styles through the DOM, which this policy allows.
 _POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Kept, but asked for again each time: an update of the server never meets an old script.
+    # Browsers keep the files but ask each time whether they have changed: no old script meets an updated server.
     "Cache-Control": "no-cache",
 }
 
@@ -37,7 +38,7 @@ class File(msgspec.Struct, frozen=True):
     etag: str
 
 
-def add_routes(app: App, _front: Front) -> None:
+def add_routes(app: App, _state: AppState) -> None:
     """Register this module's endpoints."""
     page = _Page(load())
     app.add_route(page.root, "/", methods=["GET", "HEAD"], name="page")
@@ -65,21 +66,21 @@ class _Page:
     def __init__(self, files: dict[str, File]) -> None:
         self._files = files
 
-    async def root(self, request: AnyRequest) -> HTTPResponse:
-        """The page for browsers; Ollama's clients look here for a server, and get Ollama's words."""
+    async def root(self, request: HttpRequest) -> HTTPResponse:
+        """The page for browsers; Ollama's clients look here whether a server runs, and get Ollama's text."""
         vary = {"Vary": "Accept, User-Agent"}
         is_ollama = request.headers.get("user-agent", "").lower().startswith("ollama")
         if is_ollama or "text/html" not in request.headers.get("accept", ""):
             return text("Ollama is running", headers=vary)
         return _send(request, self._files["index.html"], vary)
 
-    async def file(self, request: AnyRequest, path: str) -> HTTPResponse:
+    async def file(self, request: HttpRequest, path: str) -> HTTPResponse:
         if path not in self._files:
             raise NotFound
         return _send(request, self._files[path], {})
 
 
-def _send(request: AnyRequest, file: File, more: dict[str, str]) -> HTTPResponse:
+def _send(request: HttpRequest, file: File, more: dict[str, str]) -> HTTPResponse:
     headers = {**_HEADERS, "ETag": file.etag, **more}
     known = (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(","))
     if file.etag in known:

@@ -1,4 +1,4 @@
-// Puts the parts together: one feed, one range, four panels.
+// Puts the parts together: one feed, one range, five panels.
 
 import { hasKey } from "./api.js";
 import { Chat } from "./chat.js";
@@ -10,6 +10,7 @@ import { askForKey, watchAccess } from "./key.js";
 import { MemoryPanel } from "./memory.js";
 import { ModelsPanel } from "./models.js";
 import { Range } from "./range.js";
+import { RequestsPanel } from "./requests.js";
 
 const THEMES = ["auto", "light", "dark"];
 
@@ -18,6 +19,7 @@ const range = new Range(() => feed.now());
 const memory = new MemoryPanel(find("#memory"), feed, range);
 const models = new ModelsPanel(find("#models"), feed, (name) => memory.hue(name));
 const log = new EventLog(find("#events"), feed, range);
+new RequestsPanel(find("#requests"), models);
 new Chat(find("#chat"), models);
 
 log.addEventListener("change", ({ detail }) => memory.mark(detail));

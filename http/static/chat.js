@@ -1,9 +1,11 @@
-// The chat playground: a conversation that lives in the page.
+// The chat playground: one conversation, which the browser keeps.
 
 import { render } from "./chat_text.js";
 import { streamAnswer } from "./chat_stream.js";
 import { el, find, say } from "./dom.js";
 
+const KEPT = "plimsoll.conversation";
+const KEPT_CHARS = 1_000_000;
 const SETTINGS = ["temperature", "top_p", "max_tokens"];
 const REASONS = { length: "cut at the token limit", stopped: "stopped" };
 
@@ -34,6 +36,23 @@ export class Chat {
       this.#wished = target.value;
       localStorage.setItem("plimsoll.model", target.value);
     });
+    this.#restore();
+  }
+
+  /** The conversation of the last visit, which this browser keeps until it is cleared. */
+  #restore() {
+    try {
+      this.#messages = JSON.parse(localStorage.getItem(KEPT) ?? "[]");
+    } catch {
+      this.#messages = [];
+    }
+    for (const { role, content } of this.#messages) this.#bubble(role, content);
+  }
+
+  #keep() {
+    let kept = this.#messages;
+    while (JSON.stringify(kept).length > KEPT_CHARS) kept = kept.slice(2);
+    localStorage.setItem(KEPT, JSON.stringify(kept));
   }
 
   #models() {
@@ -88,6 +107,7 @@ export class Chat {
     }
     if (answer.said) {
       messages.push({ role: "assistant", content: answer.said });
+      if (messages === this.#messages) this.#keep();
     } else {
       // Unanswered: it is not sent along with the next message, but may be sent again.
       messages.pop();
@@ -161,6 +181,7 @@ export class Chat {
   #clear() {
     this.#abort?.abort();
     this.#messages = [];
+    localStorage.removeItem(KEPT);
     find("#conversation", this.#root).replaceChildren();
     find("#chat-hint", this.#root).hidden = false;
     find("#message", this.#root).focus();
@@ -176,11 +197,12 @@ export class Chat {
   }
 }
 
-function figuresWords({ first_s: first, tokens, per_s: rate, exact, reason }) {
+function figuresWords({ first_s: first, tokens, per_s: rate, exact, reason, prompt, reused }) {
   const words = [];
   if (REASONS[reason]) words.push(REASONS[reason]);
   if (rate !== null) words.push(`${exact ? "" : "about "}${rate.toFixed(1)} tokens/s`);
   if (first !== null) words.push(`first token after ${first < 1 ? `${Math.round(1000 * first)} ms` : `${first.toFixed(1)} s`}`);
   words.push(`${exact ? "" : "about "}${tokens} tokens`);
+  if (reused) words.push(`${reused} of ${prompt} prompt tokens reused`);
   return words.join(" · ");
 }

@@ -5,11 +5,11 @@ import { frames } from "./sse.js";
 
 /**
  * Sends `body` and follows the answer. `on` has `text(part)`, `reasoning(part)` and `waiting(words)`.
- * Resolves to `{first_s, tokens, per_s, reason, exact}`; `exact` is false where the tokens are counted by the parts.
+ * Resolves to `{first_s, tokens, per_s, reason, exact, prompt, reused}`; `exact` is false where the tokens are counted by the parts.
  */
 export async function streamAnswer(body, on, signal) {
   const started = performance.now();
-  const told = { first: null, last: null, parts: 0, tokens: null, reason: null };
+  const told = { first: null, last: null, parts: 0, tokens: null, reason: null, prompt: 0, reused: 0 };
   try {
     const asked = { ...body, stream: true, stream_options: { include_usage: true } };
     const response = await send("/v1/chat/completions", { body: asked, signal });
@@ -28,7 +28,11 @@ export async function streamAnswer(body, on, signal) {
 
 function chunk(data, on, told) {
   if (data.error) throw new ApiError(data.error.message);
-  if (data.usage) told.tokens = data.usage.completion_tokens;
+  if (data.usage) {
+    told.tokens = data.usage.completion_tokens;
+    told.prompt = data.usage.prompt_tokens;
+    told.reused = data.usage.prompt_tokens_details?.cached_tokens ?? 0;
+  }
   for (const { delta, finish_reason: reason } of data.choices ?? []) {
     told.reason = reason ?? told.reason;
     if (!delta.content && !delta.reasoning_content) continue;
@@ -40,7 +44,7 @@ function chunk(data, on, told) {
   }
 }
 
-function figures({ first, last, parts, tokens }, started, reason) {
+function figures({ first, last, parts, tokens, prompt, reused }, started, reason) {
   const made = tokens ?? parts;
   const seconds = (last - first) / 1000;
   return {
@@ -50,5 +54,7 @@ function figures({ first, last, parts, tokens }, started, reason) {
     per_s: made > 1 && seconds > 0 ? (made - 1) / seconds : null,
     exact: tokens !== null,
     reason,
+    prompt,
+    reused,
   };
 }

@@ -21,7 +21,7 @@ export class ModelCard {
   #model = null;
   #pending = null;
 
-  /** `act(verb, name)` with load, unload, pin and unpin; returns a promise. */
+  /** `act(verb, name)` with load, unload, pin, unpin and settings; returns a promise. */
   constructor(name, act) {
     this.name = name;
     this.node = el(
@@ -37,6 +37,7 @@ export class ModelCard {
         { class: "actions" },
         el("button", { class: "main", onclick: () => this.#press(act, isHeld(this.#model) ? "unload" : "load") }),
         el("button", { class: "pin", onclick: () => this.#press(act, this.#model.pinned ? "unpin" : "pin") }),
+        el("button", { class: "plain", text: "Settings", "aria-label": `Settings of ${name}`, onclick: () => act("settings", name) }),
       ),
     );
   }
@@ -108,7 +109,8 @@ function facts(model, total) {
   if (model.state === "loading" && model.total_bytes) words.push(`${model.stage} ${bytes(model.done_bytes)} of ${bytes(model.total_bytes)}`);
   else if (model.footprint_bytes) words.push(share(model.footprint_bytes, total));
   if (model.active) words.push(`${model.active} active`);
-  if (model.queued) words.push(`${model.queued} queued`);
+  if (model.queued - model.paused) words.push(`${model.queued - model.paused} queued`);
+  if (model.paused) words.push(`${model.paused} paused`);
   if (model.active && model.tokens_per_s) words.push(`${model.tokens_per_s.toFixed(model.tokens_per_s < 10 ? 1 : 0)} tokens/s`);
   if (model.info && !model.active) words.push(`${model.info.device} ${model.info.dtype}`, `context ${model.info.context.toLocaleString("en")}`);
   return words.join(" · ");

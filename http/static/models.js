@@ -5,6 +5,7 @@ import { askUser } from "./dialog.js";
 import { arrange, el, find, say } from "./dom.js";
 import { count, listed } from "./format.js";
 import { isHeld, ModelCard } from "./model_card.js";
+import { changeSettings } from "./model_settings.js";
 import { notice, told } from "./notices.js";
 import { cleanupResult, cleanupVictims, fetchQuestion, loadQuestion } from "./plans.js";
 
@@ -61,7 +62,9 @@ export class ModelsPanel extends EventTarget {
   }
 
   async #act(verb, name) {
-    if (verb === "pin" || verb === "unpin") {
+    if (verb === "settings") {
+      await changeSettings(name);
+    } else if (verb === "pin" || verb === "unpin") {
       await post(modelPath(name, "pin"), { pinned: verb === "pin" });
     } else if (verb === "unload") {
       await this.#unload(name);

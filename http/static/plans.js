@@ -26,6 +26,13 @@ export function loadQuestion(plan) {
       actions: [{ label: "Load when there is room", value: "load", kind: "primary" }],
     };
   }
+  if (verdict === "line") {
+    return {
+      title: `Load ${model}?`,
+      body: [`${model} needs ${needs} and ${free} may be granted now. It loads as soon as it is free: ${listed(blockers)}.`],
+      actions: [{ label: "Load when there is room", value: "load", kind: "primary" }],
+    };
+  }
   if (verdict === "never") {
     return {
       title: `${model} does not fit`,

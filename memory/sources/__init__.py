@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 
 from plimsoll.memory.sample import Sample, Tracked
-from plimsoll.memory.sources.activity import Activity, activity
-from plimsoll.memory.sources.oom import oom_kills
-from plimsoll.memory.sources.processes import largest_others
+from plimsoll.memory.sources.processes import Activity, RecentMemory, activity, largest_others, oom_kills
 from plimsoll.memory.sources.system import SystemSampler
 
-__all__ = ["Activity", "SystemSampler", "activity", "largest_others", "oom_kills", "sample"]
+__all__ = ["Activity", "RecentMemory", "SystemSampler", "activity", "largest_others", "oom_kills", "sample"]
 
 
 def sample(tracked: Sequence[Tracked] = ()) -> Sample:

@@ -2,6 +2,8 @@
 
 import errno
 import re
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 from plimsoll.memory.sample import Level
@@ -9,8 +11,8 @@ from plimsoll.memory.sources.darwin import DarwinApi
 from plimsoll.memory.sources.files import OpenFile, required
 
 _STALLED_PERCENT = 10.0
-_PAGES_PER_S = 1000.0
-# Swapping comes in bursts: over a tenth of a second 100 pages would already look like a storm.
+_SWAP_BYTES_PER_S = 4_096_000.0
+# Swapping comes in bursts: over a tenth of a second 400 kB would already look like a storm.
 _WINDOW_S = 1.0
 _SOME_AVG10 = re.compile(rb"^some avg10=(\d+(?:\.\d+)?) ", re.MULTILINE)
 
@@ -35,29 +37,43 @@ class Stalls:
         return Level.WARNING if float(found[1]) > _STALLED_PERCENT else Level.NORMAL
 
 
-class SwapOut:
-    """Linux: pages written to swap per second, as a level; the rate of the last full second stands until the next."""
+class Vmstat:
+    """Linux: bytes written to swap since the machine began; None where nothing is counted."""
 
-    def __init__(self, proc: Path) -> None:
+    def __init__(self, proc: Path, page_bytes: int = resource.getpagesize()) -> None:
         self._file = OpenFile(proc / "vmstat")
+        self._page_bytes = page_bytes
+
+    def __call__(self) -> int | None:
+        try:
+            return required(self._file.read(), "pswpout") * self._page_bytes
+        except FileNotFoundError:
+            return None
+
+
+class SwapOut:
+    """How fast swap grows, as a level; the rate of the last full second stands until the next."""
+
+    def __init__(self, swapped_bytes: Callable[[], int | None]) -> None:
+        """``swapped_bytes``: a count that grows with what is written to swap."""
+        self._swapped_bytes = swapped_bytes
         self._since: tuple[float, int] | None = None
         self._level = Level.NORMAL
 
     def __call__(self, time_s: float) -> Level:
         try:
-            pages = required(self._file.read(), "pswpout")
-        except (OSError, ValueError) as error:
+            swapped = self._swapped_bytes()
+        except Exception:
             self._since, self._level = None, Level.NORMAL
-            if isinstance(error, FileNotFoundError):
-                return Level.NORMAL
             raise
-        if self._since is None:
-            self._since = time_s, pages
-            return Level.NORMAL
-        elapsed_s, written = time_s - self._since[0], pages - self._since[1]
+        if swapped is None or self._since is None:
+            self._since = None if swapped is None else (time_s, swapped)
+            self._level = Level.NORMAL
+            return self._level
+        elapsed_s, grown = time_s - self._since[0], swapped - self._since[1]
         if elapsed_s >= _WINDOW_S:
-            self._since = time_s, pages
-            self._level = Level.WARNING if written > _PAGES_PER_S * elapsed_s else Level.NORMAL
+            self._since = time_s, swapped
+            self._level = Level.WARNING if grown > _SWAP_BYTES_PER_S * elapsed_s else Level.NORMAL
         return self._level
 
 

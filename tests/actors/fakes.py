@@ -9,18 +9,23 @@ from typing import Any
 import pykka
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.memory_view import Gauge
 from plimsoll.actors.model import ModelActor, ModelSettings
-from plimsoll.actors.spare import Spare
+from plimsoll.actors.replies import Failed, Finished
+from plimsoll.actors.settings import Settings
+from plimsoll.actors.spare_worker import SpareWorker
+from plimsoll.actors.status import LiveUsage
 from plimsoll.actors.supervisor import Supervisor
 from plimsoll.actors.timers import Timer
 from plimsoll.actors.worker_life import Effects, OnWeighed
 from plimsoll.catalog import CatalogModel
+from plimsoll.catalog.source import ModelSource
 from plimsoll.engine import protocol as p
-from plimsoll.engine.process import OnEvent, OnExit
+from plimsoll.engine.handle.process import NOT_STARTED, OnEvent, OnExit, Started
 from plimsoll.errors import UnknownModel
 from plimsoll.journal.journal import Journal
+from plimsoll.memory.ledger import Need
 from plimsoll.memory.levels import Thresholds
-from plimsoll.memory.plan import Need
 from plimsoll.memory.sample import Level, Reading, Sample, Tracked
 from plimsoll.memory.sources import Activity
 
@@ -37,9 +42,12 @@ class Bug(m.Message, frozen=True):
 class Answer:
     """A Reply that keeps what came; a second ending, or anything after an ending, breaks the stage's rules."""
 
-    def __init__(self, stage: "Stage", what: str, ends: tuple[type, ...] = (m.Finished, m.Failed)) -> None:
+    def __init__(self, stage: "Stage", what: str, ends: tuple[type, ...] = (Finished, Failed)) -> None:
         self.what = what
         self.items: list[Any] = []
+        # As of the front end's reply: nobody reads any more.
+        self.closed = False
+        self.closed_at_rest = False
         self._stage = stage
         self._ends = ends
 
@@ -79,6 +87,9 @@ class Stage:
         self.broken: list[str] = []
         self.handling: Any = None
         self.after_each: Callable[[], object] = lambda: None
+        # With the actor that has handled a message; and when no message is left.
+        self.on_handled: Callable[[Any], object] = lambda _actor: None
+        self.on_rest: Callable[[], object] = lambda: None
         self._due: list[tuple[float, Timer]] = []
 
     # ---- timers
@@ -119,6 +130,7 @@ class Stage:
         for _ in range(20_000):
             ready = [actor for actor in self.actors if not actor.actor_inbox.empty()]
             if not ready and not self.tasks:
+                self.on_rest()
                 return
             choice = chance.randrange(len(ready) + bool(self.tasks)) if order else 0
             if choice < len(ready):
@@ -141,6 +153,7 @@ class Stage:
         else:
             if envelope.reply_to:
                 envelope.reply_to.set(answer)
+        self.on_handled(actor)
         if actor.actor_stopped.is_set():
             # As pykka does it: what is left in a dead actor's mailbox is lost.
             self.actors.remove(actor)
@@ -155,15 +168,16 @@ class FakeWorker:
     """A worker that does what the test says, when the test says so."""
 
     def __init__(self, host: "Host", pid: int, on_event: OnEvent, on_exit: OnExit) -> None:
-        self.pid = pid
+        self.number = pid
+        self.pid: int | None = None if host.starts_later or host.starts_as_task else pid
         self.more_pids: tuple[int, ...] = ()
         self.host = host
         self.commands: list[p.Command] = []
         self.open: dict[str, int] = {}
         self.cancelled: set[str] = set()
         self.bytes = host.process_bytes
-        self.ready = self.dead = self.poisoned = False
-        self.told = ""
+        self.ready = self.dead = False
+        self.told = self.poisoned = ""
         self.granted = 0
         self.did = Activity(0.0)
         self._on_event, self._on_exit = on_event, on_exit
@@ -182,7 +196,8 @@ class FakeWorker:
             case p.LoadModel() | p.FetchModel():
                 self.host.on_load(self)
             case p.Generate():
-                self.open[command.id] = 0
+                self.host.on_generate(self, command)
+                self.open[command.id] = len(command.so_far)
             case p.CancelRequest():
                 self.cancelled.add(command.id)
             case p.Shutdown():
@@ -206,6 +221,16 @@ class FakeWorker:
 
     # ---- what the test has it do
 
+    def start(self) -> None:
+        """There is a process now, where the host starts them later; whoever was told to end before does so at once."""
+        if self.dead:
+            return
+        self.pid = self.number
+        if self.told in ("term", "kill"):
+            self.die({"term": -15, "kill": -9}[self.told])
+        else:
+            self._on_event(Started())
+
     def say(self, event: p.Event) -> None:
         self._on_event(event)
 
@@ -216,18 +241,20 @@ class FakeWorker:
 
     def step(self, finish: Sequence[str] = ()) -> None:
         """One token for every request; those in ``finish``, and cancelled ones, end."""
-        texts, endings = [], []
+        texts, endings, tokens = [], [], []
         for name in list(self.open):
             if name in self.cancelled or name in finish:
                 reason = "cancelled" if name in self.cancelled else "stop"
                 endings.append((name, reason, p.Usage(1, self.open.pop(name))))
             else:
                 self.open[name] += 1
-                texts.append((name, "la", self.open[name]))
-        self.say(p.Step(texts, endings))
+                texts.append((name, f"{self.open[name]} ", self.open[name]))
+                tokens.append((name, self.open[name]))
+        self.say(p.Step(texts, endings, tokens=tokens))
 
     def die(self, code: int, *, oom_killed: bool = False, returns_in_s: float = 0.0) -> None:
         """End; its memory is back ``returns_in_s`` seconds later."""
+        self.host.on_death(self, code, oom_killed)
         self.dead = True
         self.open.clear()
         self.host.buried(self, returns_in_s)
@@ -246,8 +273,15 @@ class Host:
         self.workers: list[FakeWorker] = []
         self.on_told: Callable[[FakeWorker, str], object] = lambda _worker, _how: None
         self.on_load: Callable[[FakeWorker], object] = lambda _worker: None
+        self.on_generate: Callable[[FakeWorker, p.Generate], object] = lambda _worker, _command: None
+        self.on_death: Callable[[FakeWorker, int, bool], object] = lambda _worker, _code, _oom_killed: None
         self.can_not_spawn = False
+        # Processes start when the test says so, or as the background's task.
+        self.starts_later = self.starts_as_task = False
+        # The memory is a GPU's; then the host has 32 GiB, and each worker a quarter of one there.
+        self.on_gpu = False
         self._ghosts: list[tuple[float, int]] = []
+        self.samples: tuple[Sample, ...] = ()
 
     @property
     def alive(self) -> list[FakeWorker]:
@@ -258,10 +292,16 @@ class Host:
         return self.workers[-1]
 
     def spawn(self, on_event: OnEvent, on_exit: OnExit) -> FakeWorker:
+        worker = FakeWorker(self, 1001 + len(self.workers), on_event, on_exit)
         if self.can_not_spawn:
-            raise OSError("no more processes")
-        self.workers.append(FakeWorker(self, 1001 + len(self.workers), on_event, on_exit))
-        return self.newest
+            worker.dead = True
+            on_event(p.LoadError("load", "no worker process can be started: no more processes"))
+            on_exit(NOT_STARTED, False)
+        else:
+            self.workers.append(worker)
+            if self.starts_as_task:
+                self.stage.tasks.append(worker.start)
+        return worker
 
     def activity(self, pid: int) -> Activity | None:
         return next((worker.did for worker in self.alive if worker.pid == pid), None)
@@ -277,7 +317,14 @@ class Host:
         pids = {one.pid for one in tracked}
         footprints = {worker.pid: worker.bytes for worker in self.alive if worker.pid in pids}
         readings = (Reading("host", self.total_bytes, self.used_bytes()),)
-        return Sample(self.stage.time, readings, footprints=footprints)
+        sample = Sample(self.stage.time, readings, footprints=footprints)
+        if self.on_gpu:
+            gpu = Reading("accelerator:0", self.total_bytes, self.used_bytes())
+            host = Reading("host", 32 * GIB, 4 * GIB + len(self.alive) * GIB // 4)
+            held = {pid: size + GIB // 4 for pid, size in footprints.items()}
+            sample = Sample(self.stage.time, (host, gpu), footprints=held, device_bytes=footprints)
+        self.samples = (*(one for one in self.samples if one.time_s > sample.time_s - 3.0), sample)
+        return sample
 
 
 class Models:
@@ -289,8 +336,11 @@ class Models:
         self.needs = needs
         self.here = set(needs)
         self.journal = Journal()
+        self.gauge = Gauge()
         self.host = host
         self.unweighable = ""
+        self.on_a_dead_disk: set[str] = set()
+        self.never: list[OnWeighed] = []
         self.sources: dict[str, str] = {}
         self.settings = settings
         self._stage = stage
@@ -300,7 +350,10 @@ class Models:
         if name not in self.needs:
             raise UnknownModel(f"there is no model {name}")
         rules = {key: value for key, value in self.settings.get(name, {}).items() if key in _RULES}
-        return CatalogModel(p.ModelSource(name, "fake", self.sources.get(name, "")), **rules)
+        return CatalogModel(ModelSource(name, "fake", self.sources.get(name, "")), **rules)
+
+    def problems(self) -> list[str]:
+        return []
 
     def with_files(self, name: str, files: str) -> "Models":
         """The catalog of a configuration in which ``name`` has other files."""
@@ -311,19 +364,30 @@ class Models:
     def pinned(self) -> list[str]:
         return [name for name, settings in self.settings.items() if settings.get("pin")]
 
-    def start(self, model: CatalogModel, rules: m.Rules, supervisor: m.Ref) -> m.Ref:
+    def start(self, model: CatalogModel, rules: m.Rules, supervisor: m.Ref, usage: LiveUsage) -> m.Ref:
         name = model.source.name
         self.on_start(name)
         more = {key: value for key, value in self.settings.get(name, {}).items() if key not in _RULES}
-        settings = ModelSettings(model.source, p.EngineOptions("/nowhere"), rules, **more)
+        settings = ModelSettings(model.source, p.EngineOptions("/nowhere"), rules, usage, **more)
 
         def weigh(on_weighed: OnWeighed) -> None:
             def answer() -> None:
+                if name in self.on_a_dead_disk:
+                    self.never.append(on_weighed)
+                    return
                 on_weighed(self.needs[name] if name in self.here else (), self.unweighable)
 
             self._stage.tasks.append(answer)
 
-        effects = Effects(self.host.spawn, self._stage, self.journal, weigh, self.host.activity)
+        effects = Effects(
+            self.host.spawn,
+            self._stage,
+            self.journal,
+            weigh,
+            lambda: self.host.samples,
+            self.host.activity,
+            self.gauge,
+        )
         return self._stage.start(ModelActor, settings, supervisor, effects)
 
 
@@ -336,7 +400,7 @@ class Mailbox(pykka.ThreadingActor):
         pass
 
 
-class NoKeeper:
+class NoSupervision:
     """Nobody looks after the Watchdog, whose samples are the test's."""
 
     silent_s = 0.0
@@ -344,14 +408,14 @@ class NoKeeper:
     def __init__(self, stage: Stage) -> None:
         self.watchdog = stage.start(Mailbox)
 
-    def look_later(self, _owner: m.Ref) -> None:
+    def check_later(self, _owner: m.Ref) -> None:
         pass
 
     def heard(self) -> None:
         pass
 
-    def mark(self, marks: m.Marks) -> None:
-        m.tell(self.watchdog, marks)
+    def follow(self, settings: Settings) -> None:
+        m.tell(self.watchdog, m.Marks(settings))
 
 
 def supervisor(stage: Stage, models: Models, kind: type[Supervisor] = Supervisor, **changes: Any) -> m.Ref:
@@ -360,14 +424,23 @@ def supervisor(stage: Stage, models: Models, kind: type[Supervisor] = Supervisor
         "start_model": models.start,
         "on_external": lambda _sample: None,
         "on_settled": lambda _name, _dense, _held: None,
-        "spare": Spare(models.host.spawn, lambda _model: False),
+        "spare": SpareWorker(models.host.spawn, lambda _model: False),
         "clock": stage.now,
-        "queue": 4,
-        "critical_grace_s": 10.0,
     }
+    settings = Settings(
+        Thresholds(),
+        None,
+        changes.pop("queue", 4),
+        critical_grace_s=changes.pop("critical_grace_s", 10.0),
+        patience_s=changes.pop("patience_s", 0.0),
+        preempt=changes.pop("preempt", False),
+    )
     # Not among the others: it starts an actor of its own.
-    keeper = changes.pop("keeper", None) or NoKeeper(stage)
-    return stage.start(kind, models, Thresholds(), models.journal, keeper=keeper, **plain | changes)
+    supervision = changes.pop("supervision", None) or NoSupervision(stage)
+    ref = stage.start(kind, models, settings, models.journal, supervision=supervision, **plain | changes)
+    # Its thread would have Python's collector go through all that the tests hold, again and again.
+    stage.actor(ref)._admission.cleanups._collect = lambda: None
+    return ref
 
 
 def look_for_loads(stage: Stage, boss: m.Ref, host: "Host") -> None:
@@ -375,7 +448,7 @@ def look_for_loads(stage: Stage, boss: m.Ref, host: "Host") -> None:
     supervisor = stage.actor(boss)
 
     def look() -> None:
-        if supervisor._admission._loads and supervisor._outlook.sample.time_s < stage.time:
-            m.tell(boss, m.Sampled(host.sample(supervisor._measuring.tracked.workers), Level.NORMAL))
+        if supervisor._admission._loads and supervisor._memory_view.sample.time_s < stage.time:
+            m.tell(boss, m.Sampled(host.sample(supervisor._footprints.tracked.workers), Level.NORMAL))
 
     stage.after_each = look

@@ -1,7 +1,7 @@
 """What follows from deaths and failed loads: a pure decision."""
 
-from plimsoll.actors.exits import LOAD_COOL_DOWN_S, Failures
-from plimsoll.actors.messages import State
+from plimsoll.actors.status import State
+from plimsoll.actors.worker_deaths import LOAD_COOL_DOWN_S, Failures
 from plimsoll.errors import LoadFailed
 
 ERROR = LoadFailed("no such file")
@@ -22,5 +22,17 @@ def test_whoever_asks_after_the_cool_down_is_not_kept_waiting_by_that() -> None:
     failures = Failures()
     for now in (1000.0, 1010.0, 1020.0):
         failures.give_up(ERROR, now)
-    assert failures.refusal(1020.0 + LOAD_COOL_DOWN_S - 1) is ERROR
+    refusal = failures.refusal(1020.0 + LOAD_COOL_DOWN_S - 1)
+    assert refusal
+    assert refusal.message == ERROR.message
     assert failures.refusal(1020.0 + LOAD_COOL_DOWN_S) is None
+
+
+def test_every_refusal_is_an_error_of_its_own_with_the_time_that_is_left() -> None:
+    failures = Failures()
+    failures.give_up(ERROR, 1000.0)
+    first, second = failures.refusal(1001.0), failures.refusal(1003.0)
+    assert first
+    assert second
+    assert (first.retry_after_s, second.retry_after_s) == (4.0, 2.0)
+    assert ERROR.retry_after_s is None

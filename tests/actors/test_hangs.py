@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 
 from plimsoll.actors import messages as m
-from plimsoll.actors.hangs import PATIENCE, Patience
-from plimsoll.actors.messages import State
+from plimsoll.actors.hang_detection import SILENCE_FACTOR, HangDetector
+from plimsoll.actors.replies import Finished
+from plimsoll.actors.status import State, Status
 from plimsoll.actors.worker_life import GIVE_UP_S
 from plimsoll.engine import protocol as p
 from plimsoll.errors import InsufficientMemory, WorkerDied
 from plimsoll.journal import events as e
-from plimsoll.memory.plan import Need
+from plimsoll.memory.ledger import Need
 from plimsoll.memory.sample import Level, Tracked
-from plimsoll.memory.sources import Activity, activity
+from plimsoll.memory.sources import Activity
+from plimsoll.memory.sources.processes import activity
 
 GIB = 1024**3
 LIMIT_S = 100.0
@@ -27,18 +29,18 @@ STILL = Activity(1.0, 10)
 
 
 class Watch:
-    """A ``Patience`` that is looked at every five seconds."""
+    """A ``HangDetector`` that is looked at every five seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.patience = Patience(LIMIT_S, self.now)
+        self.detector = HangDetector(LIMIT_S, self.now)
 
     def after(self, seconds: float, does: Callable[[float], Activity | None] = lambda _now: STILL) -> float | None:
         """Let time pass; what the last look said."""
         until, found = self.now + seconds, None
         while self.now < until:
-            self.now += self.patience.every_s
-            found = self.patience.look(does(self.now), self.now) or found
+            self.now += self.detector.every_s
+            found = self.detector.look(does(self.now), self.now) or found
         return found
 
 
@@ -55,7 +57,7 @@ def test_any_frame_begins_the_count_anew() -> None:
     watch = Watch()
     for _ in range(5):
         assert watch.after(LIMIT_S - 10) is None
-        watch.patience.heard()
+        watch.detector.heard()
     assert watch.after(LIMIT_S + 5) == LIMIT_S
 
 
@@ -66,8 +68,8 @@ def test_any_frame_begins_the_count_anew() -> None:
 )
 def test_one_that_works_without_a_word_gets_five_times_the_limit(does: Callable[[float], Activity]) -> None:
     watch = Watch()
-    assert watch.after(LIMIT_S * PATIENCE - 5, does) is None
-    assert watch.after(5, does) == LIMIT_S * PATIENCE
+    assert watch.after(LIMIT_S * SILENCE_FACTOR - 5, does) is None
+    assert watch.after(5, does) == LIMIT_S * SILENCE_FACTOR
 
 
 def test_one_that_works_and_then_stands_still_hangs_after_the_limit() -> None:
@@ -139,7 +141,7 @@ class Boss:
         fakes.look_for_loads(stage, self.ref, self.host)
 
     def sample(self) -> None:
-        tracked = self.stage.actor(self.ref)._measuring.tracked.workers
+        tracked = self.stage.actor(self.ref)._footprints.tracked.workers
         self.ref.tell(m.Sampled(self.host.sample([*tracked]), Level.NORMAL))
         self.stage.drain()
 
@@ -169,10 +171,10 @@ class Boss:
 
     @property
     def state(self) -> State:
-        return self.stage.actor(self.ref)._slots.get("a").status.state
+        return self.stage.actor(self.ref)._records.get("a").status.state
 
     def problems(self) -> list[str]:
-        answer = self.fakes.Answer(self.stage, "status", (m.Status,))
+        answer = self.fakes.Answer(self.stage, "status", (Status,))
         self.ref.tell(m.GetStatus(answer))
         self.stage.drain()
         return answer.ending.problems
@@ -201,7 +203,7 @@ def test_a_hung_worker_is_killed_its_streams_fail_and_who_had_no_token_is_served
     assert boss.host.newest is not hung
     boss.ready()
     boss.step(finish=True)
-    assert isinstance(untouched.ending, m.Finished)
+    assert isinstance(untouched.ending, Finished)
     assert not boss.saw(e.WorkerDied)
 
 
@@ -278,7 +280,7 @@ def test_without_a_limit_nothing_hangs(fakes: Any, stage: Any) -> None:
 def test_a_model_that_drains_is_watched_too(boss: Boss) -> None:
     answer = boss.chat()
     boss.ready()
-    boss.stage.actor(boss.ref)._slots.get("a").ref.tell(m.Unload("asked for", grace_s=3600.0))
+    boss.stage.actor(boss.ref)._records.get("a").ref.tell(m.Unload("asked for", grace_s=3600.0))
     boss.stage.drain()
     boss.stage.advance(LIMIT_S + 10)
     boss.die()
@@ -295,7 +297,7 @@ def test_a_process_that_not_even_sigkill_ends_is_given_up_and_its_memory_is_gran
     assert isinstance(answer.ending.error, WorkerDied)
     assert boss.saw(e.WorkerStuck) == [e.WorkerStuck("a", stuck.pid, 10 * GIB)]
     assert any(f"pid {stuck.pid}" in problem and "10.0 GiB" in problem for problem in boss.problems())
-    assert Tracked(stuck.pid) in boss.stage.actor(boss.ref)._measuring.tracked.workers
+    assert Tracked(stuck.pid) in boss.stage.actor(boss.ref)._footprints.tracked.workers
     # What it holds is not there for others: 100 GiB less 10 of the stuck one and 75 of other programs.
     boss.host.others_bytes = 75 * GIB
     boss.sample()
@@ -309,7 +311,7 @@ def test_a_process_that_not_even_sigkill_ends_is_given_up_and_its_memory_is_gran
     boss.sample()
     boss.ready()
     boss.step(finish=True)
-    assert isinstance(served.ending, m.Finished)
+    assert isinstance(served.ending, Finished)
     stuck.die(-9)
     boss.sample()
     assert boss.saw(e.StuckWorkerGone)
@@ -320,7 +322,7 @@ def test_a_model_on_its_way_out_that_can_not_be_ended_does_not_hold_up_the_other
     boss.chat()
     boss.ready()
     boss.step(finish=True)
-    boss.stage.actor(boss.ref)._slots.get("a").ref.tell(m.Unload("asked for"))
+    boss.stage.actor(boss.ref)._records.get("a").ref.tell(m.Unload("asked for"))
     boss.stage.drain()
     boss.stage.advance(3.0 + GIVE_UP_S)
     boss.stage.advance(3.0)
@@ -341,7 +343,7 @@ def journal_of(system: Any) -> list[e.Event]:
 
 
 def test_a_worker_that_hangs_is_replaced_and_the_model_serves_again(server: Callable[..., Any]) -> None:
-    system = server({"a": "fake:hang_at=5"}, engine={"hang_after": "300ms"})
+    system = server({"a": "fake:hang_at=5"}, engine={"hang_after": "300ms"}, memory={"patience": 0})
     seen = journal_of(system)
     touched = system.chat("a", "one two three four five six")
     failed = touched.ending()

@@ -6,9 +6,12 @@ import pykka
 import pytest
 
 from plimsoll.actors import messages as m
-from plimsoll.actors.idleness import Idleness
+from plimsoll.actors.idle_and_drain import Idleness
+from plimsoll.actors.settings import Settings
+from plimsoll.memory.levels import Thresholds
 
-RULES = m.Rules(pin=False, idle_ttl_s=60.0, queue=4, critical_grace_s=10.0)
+SETTINGS = Settings(Thresholds(), None, queue=4, critical_grace_s=10.0)
+RULES = m.Rules(pin=False, idle_ttl_s=60.0, settings=SETTINGS)
 
 
 class Owner(pykka.ThreadingActor):
@@ -80,7 +83,7 @@ def test_rules_that_say_the_same_leave_what_was_set_meanwhile(owner: Any) -> Non
     assert owner.idleness.pinned
     owner.idleness.pinned = False
     assert owner.idleness.ttl_s == 20.0
-    owner.idleness.follow(m.Rules(pin=True, idle_ttl_s=5.0, queue=4, critical_grace_s=10.0))
+    owner.idleness.follow(m.Rules(pin=True, idle_ttl_s=5.0, settings=SETTINGS))
     assert owner.idleness.ttl_s is None
     owner.idleness.pinned = False
     assert owner.idleness.ttl_s == 5.0

@@ -5,7 +5,8 @@ import pykka
 import pytest
 
 from plimsoll.actors import messages as m
-from plimsoll.actors.messages import State
+from plimsoll.actors.replies import Delta, Failed
+from plimsoll.actors.status import CleanupReport, ModelStatus, State
 from plimsoll.errors import UnknownModel
 from plimsoll.journal import events as e
 from plimsoll.memory.sample import Level
@@ -14,11 +15,11 @@ CHATTY = "fake:tokens_per_s=100,answer=la,length=100000"
 
 
 def pinned(system, model, yes):
-    return system.tell(lambda reply: m.PinModel(model, yes, reply)).next((m.ModelStatus, m.Failed))
+    return system.tell(lambda reply: m.PinModel(model, yes, reply)).next((ModelStatus, Failed))
 
 
 def load(system, model):
-    return system.tell(lambda reply: m.LoadModel(model, reply)).next(m.ModelStatus)
+    return system.tell(lambda reply: m.LoadModel(model, reply)).next(ModelStatus)
 
 
 def test_a_model_pinned_at_run_time_is_loaded_and_not_unloaded_for_being_idle(server):
@@ -68,7 +69,7 @@ def test_a_pinned_model_is_not_evicted_by_a_clean_up(server):
     for name in "abc":
         load(system, name)
     pinned(system, "a", True)
-    report = system.tell(m.CleanUpModels).next(m.CleanupReport)
+    report = system.tell(m.CleanUpModels).next(CleanupReport)
     assert report.unloaded == ["b"], "a is pinned, c was used last"
 
 
@@ -85,7 +86,7 @@ def test_a_model_that_was_pinned_after_it_was_chosen_for_eviction_stays(server):
 
 def test_a_pin_tries_a_model_again_that_had_failed(server):
     system = server({"a": "fake:fail_load=no such file"})
-    failed = system.tell(lambda reply: m.LoadModel("a", reply)).next(m.Failed)
+    failed = system.tell(lambda reply: m.LoadModel("a", reply)).next(Failed)
     assert "no such file" in failed.error.message
     system.until_state("a", State.FAILED)
     pinned(system, "a", True)
@@ -102,11 +103,11 @@ def test_tokens_per_second_are_those_of_the_model_that_generates(server):
     system = server({"a": CHATTY, "b": "fake:"})
     load(system, "b")
     reply = system.chat("a")
-    reply.next(m.Delta)
+    reply.next(Delta)
     rate = system.until(lambda: system.status().tokens_per_s.get("a"), "a rate")
     assert 1 <= rate <= 110
     assert set(system.status().tokens_per_s) == {"a"}
-    system.tell(lambda answer: m.UnloadModel("a", answer, 0.0)).next(m.ModelStatus)
+    system.tell(lambda answer: m.UnloadModel("a", answer, 0.0)).next(ModelStatus)
     assert system.status().tokens_per_s == {}
 
 
@@ -127,12 +128,12 @@ class TestCounting:
 
     def test_a_count_of_a_former_actor_is_not_taken_for_this_ones(self, boss, stage):
         supervisor = stage.actor(boss)
-        slot = supervisor._slots.open("a")
-        for at, urn in ((1.0, slot.ref.actor_urn), (2.0, "urn:of-another"), (2.0, slot.ref.actor_urn)):
-            boss.tell(m.Counted("a", 10 if urn == "urn:of-another" else int(at), at, urn))
-        boss.tell(m.Counted("nobody", 1, 1.0, "urn"))
+        record = supervisor._records.get_or_start("a")
+        for at, urn in ((1.0, record.ref.actor_urn), (2.0, "urn:of-another"), (2.0, record.ref.actor_urn)):
+            boss.tell(m.Counted("a", urn, 10 if urn == "urn:of-another" else int(at), at))
+        boss.tell(m.Counted("nobody", "urn", 1, 1.0))
         stage.drain()
-        assert slot.throughput.per_second == 1.0
+        assert record.throughput.per_second == 1.0
 
 
 def recorded(system):
@@ -165,3 +166,33 @@ def test_memory_that_can_not_be_read_at_all_is_recorded_with_the_reason(server):
     system.until(lambda: len(heard) == 2, "the recovery")
     assert heard == [e.ReadersFailed((), "OSError: no /proc here"), e.ReadersRecovered()]
     assert system.status().level == Level.NORMAL
+
+
+def reporting(memory, **fields):
+    """From now on every sample of ``memory`` has these ``fields``."""
+    working = memory.__class__.__call__
+    changed = {"__call__": lambda self, tracked=(): msgspec.structs.replace(working(self, tracked), **fields)}
+    memory.__class__ = type("ChangedMemory", (memory.__class__,), changed)
+
+
+def test_the_log_names_use_for_a_level_that_stalls_alone_would_not_have_reached(server, memory):
+    system = server({})
+    heard = recorded(system)
+    reporting(memory, pressure=Level.WARNING, pressure_source="psi")
+    memory.percent = 96.0
+    is_critical = {"level": e.LevelName.CRITICAL}.items()
+    (change,) = system.until(
+        lambda: [one for one in heard if is_critical <= msgspec.structs.asdict(one).items()], "the event"
+    )
+    assert change.source == memory([]).binding.source
+
+
+def test_health_says_why_loads_wait_where_the_limit_can_not_be_kept(server, memory):
+    system = server({})
+    reporting(memory, failed=("footprint", "limit"))
+    problems = system.until(lambda: len(system.status().problems) > 1 and system.status().problems, "both problems")
+    why = "not every footprint is known, so memory.limit can't be kept"
+    assert problems == [
+        f"memory can't be read: {why}, no model is loaded meanwhile",
+        "memory readers that fail: footprint, limit",
+    ]

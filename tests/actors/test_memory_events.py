@@ -1,10 +1,11 @@
 """What the models do when memory runs short; the sampler is the test's, the workers are real."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
-from plimsoll.actors import messages as m
-from plimsoll.actors.messages import State
+from plimsoll.actors.replies import Delta, Waiting
+from plimsoll.actors.status import State
 from plimsoll.errors import InsufficientMemory, Unavailable
 
 Start = Callable[..., Any]
@@ -30,12 +31,12 @@ def test_high_use_unloads_all_idle_models_but_the_last_used(server: Start) -> No
 def test_a_busy_model_stays_at_warning(server: Start) -> None:
     system = server({"busy": SLOW, "idle": "fake:", "last": "fake:"})
     running = system.chat("busy")
-    running.next(m.Delta)
+    running.next(Delta)
     system.chat("idle").ending()
     system.chat("last").ending()
     system.memory.percent = 90.0
     system.until_state("idle", None)
-    running.next(m.Delta)
+    running.next(Delta)
     assert system.model("busy").state == State.BUSY
 
 
@@ -61,16 +62,16 @@ def test_critical_use_unloads_every_model_and_refuses_loads_with_the_figures(ser
 def test_a_busy_model_gets_its_grace_at_critical_and_may_finish(server: Start) -> None:
     system = server({"a": "fake:tokens_per_s=100,answer=la,length=40"})
     running = system.chat("a")
-    running.next(m.Delta)
+    running.next(Delta)
     system.memory.percent = 96.0
     assert running.ending().reason == "stop"
     system.until_state("a", None)
 
 
 def test_a_busy_model_is_ended_with_the_figures_when_its_grace_is_over(server: Start) -> None:
-    system = server({"a": SLOW}, memory={"critical_grace": "300ms"})
+    system = server({"a": SLOW}, memory={"critical_grace": "300ms", "patience": 0})
     running = system.chat("a")
-    running.next(m.Delta)
+    running.next(Delta)
     system.memory.percent = 96.0
     failed = running.ending()
     assert isinstance(failed.error, InsufficientMemory)
@@ -79,15 +80,28 @@ def test_a_busy_model_is_ended_with_the_figures_when_its_grace_is_over(server: S
 
 
 def test_an_emergency_stops_every_worker_at_once(server: Start) -> None:
-    system = server({"busy": SLOW, "loading": "fake:load_s=30", "idle": "fake:"})
+    system = server({"busy": SLOW, "loading": "fake:load_s=30", "idle": "fake:"}, memory={"patience": 0})
     running, waiting = system.chat("busy"), system.chat("loading")
-    running.next(m.Delta)
-    waiting.next(m.Waiting)
+    running.next(Delta)
+    waiting.next(Waiting)
     system.chat("idle").ending()
     system.memory.percent = 98.5
     for reply in (running, waiting):
         assert isinstance(reply.ending(deadline_s=3.0).error, InsufficientMemory)
     system.until(lambda: not system.status().models, "no model left")
+
+
+def test_an_emergency_that_passes_costs_no_answer(server: Start) -> None:
+    said = "one two three four five six seven eight nine ten"
+    system = server({"busy": "fake:tokens_per_s=50", "loading": "fake:load_s=1"})
+    running, waiting = system.chat("busy", said), system.chat("loading")
+    running.next(Delta)
+    waiting.next(Waiting)
+    system.memory.percent = 98.5
+    system.until(lambda: not any(one.pid for one in system.status().models), "no worker left")
+    system.memory.percent = 40.0
+    assert [reply.ending().reason for reply in (running, waiting)] == ["stop", "stop"]
+    assert running.text == said
 
 
 def test_admission_opens_again_when_memory_is_back(server: Start) -> None:
@@ -120,11 +134,28 @@ def test_when_memory_can_not_be_read_loads_are_refused_and_nothing_is_stopped(se
 
 
 def test_every_request_has_one_ending_through_an_emergency(server: Start) -> None:
-    system = server({"a": "fake:tokens_per_s=200,answer=la,length=20", "b": SLOW}, memory={"clear_after": "100ms"})
+    system = server(
+        {"a": "fake:tokens_per_s=200,answer=la,length=20", "b": SLOW}, memory={"clear_after": "100ms", "patience": "2s"}
+    )
     replies = [system.chat(name) for name in ("a", "b") * 10]
-    replies[1].next(m.Delta)
-    system.memory.percent = 99.0
+    replies[1].next(Delta)
+    system.memory.percent = 99.0  # and stays there: who is paused ends after the patience
     replies += [system.chat(name) for name in ("a", "b") * 5]
     for reply in replies:
         reply.ending()
     assert {reply.endings() for reply in replies} == {1}
+
+
+def test_a_model_that_runs_out_of_memory_takes_idle_models_along_and_no_answer_of_another(server: Start) -> None:
+    system = server({"busy": SLOW, "idle": "fake:", "short": "fake:"}, memory={"critical_grace": 0.3})
+    running = system.chat("busy")
+    running.next(Delta)
+    system.chat("idle").ending()
+    ended = system.chat("short", "raise MemoryError").ending()
+    assert isinstance(ended.error, InsufficientMemory)
+    system.until_state("idle", None)
+    # Far past its grace: what the dead worker held is back, and memory is not full.
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        running.next(Delta)
+    assert system.model("busy").state == State.BUSY

@@ -19,11 +19,12 @@ import psutil
 import pytest
 
 from plimsoll.actors import messages as m
-from plimsoll.actors.messages import State
-from plimsoll.errors import InsufficientMemory, NeverFits
+from plimsoll.actors.replies import Delta, Failed, Finished
+from plimsoll.actors.status import CleanupReport, ModelStatus, State, Status
+from plimsoll.errors import InsufficientMemory, NeverFits, WorkerDied
 from plimsoll.journal import events as e
 from plimsoll.memory.sample import Level, Sample
-from plimsoll.memory.sources.footprint import of_status
+from plimsoll.memory.sources.processes import of_status
 from plimsoll.memory.sources.system import SystemSampler
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads footprints in /proc")
@@ -69,7 +70,8 @@ def front_bytes() -> int:
 
 
 def workers_bytes() -> int:
-    return sum(of_status(PROC, child.pid) or 0 for child in psutil.Process().children())
+    workers = [child for child in psutil.Process().children() if "plimsoll.engine.worker" in child.cmdline()]
+    return sum(of_status(PROC, worker.pid) or 0 for worker in workers)
 
 
 def limited(server: Start, entries: dict[str, Any], *, room_mib: int, **sections: Any) -> Any:
@@ -159,7 +161,7 @@ def test_scenario_2_critical_a_load_is_refused_when_the_emergency_clean_up_was_n
 
 
 def test_scenario_3_a_memory_error_at_work_cleans_up_answers_503_and_the_server_goes_on(server: Start) -> None:
-    system = limited(server, {"a": "fake:grow=60MiB", "b": "fake:hold=50MiB"}, room_mib=1000)
+    system = limited(server, {"a": "fake:grow=60MiB", "b": "fake:hold=50MiB"}, room_mib=1000, memory={"patience": 0})
     assert system.chat("a", "one").ending().reason == "stop"
     load(system, "b")
     pid = system.model("a").pid
@@ -176,6 +178,19 @@ def test_scenario_3_a_memory_error_at_work_cleans_up_answers_503_and_the_server_
     assert system.model("a").pid != pid
 
 
+def test_an_answer_survives_a_memory_error_and_the_clean_up_begins_all_the_same(server: Start) -> None:
+    system = limited(server, {"a": "fake:grow=60MiB", "b": "fake:hold=50MiB"}, room_mib=1000)
+    load(system, "a", "b")
+    pid = system.model("a").pid
+    address_space = psutil.Process(pid).memory_info().vms + 90 * MIB
+    resource.prlimit(pid, resource.RLIMIT_AS, (address_space, address_space))
+    reply = system.chat("a", "one two three")
+    assert reply.ending().reason == "stop"
+    assert reply.text == "one two three"
+    assert "MemoryError" in event(system, e.OutOfMemory, model="a").detail
+    assert event(system, e.CleanupDone, aggressive=True).unloaded == ("b",)
+
+
 def test_scenario_4_asking_for_the_health_at_critical_cleans_up_by_itself_but_not_every_time(
     server: Start, ballast: Ballast
 ) -> None:
@@ -186,7 +201,7 @@ def test_scenario_4_asking_for_the_health_at_critical_cleans_up_by_itself_but_no
     system.until_state("a", None)
     event(system, e.CleanupDone, aggressive=True)
     by_hand = "health check at critical memory use"
-    answers = [system.tell(lambda reply: m.GetStatus(reply, clean_up=True)).next(m.Status) for _ in range(2)]
+    answers = [system.tell(lambda reply: m.GetStatus(reply, clean_up=True)).next(Status) for _ in range(2)]
     assert [one.level for one in answers] == [Level.CRITICAL] * 2
     system.until(lambda: len(of(system, e.CleanupDone)) == len(of(system, e.CleanupStarted)), "all clean-ups done")
     assert len(of(system, e.CleanupStarted, reason=by_hand)) == 1
@@ -196,7 +211,7 @@ def test_scenario_4_asking_for_the_health_at_critical_cleans_up_by_itself_but_no
 
 
 def test_the_least_recently_used_model_makes_room_for_another(server: Start) -> None:
-    system = limited(server, dict.fromkeys("abc", "fake:hold=300MiB"), room_mib=1200)
+    system = limited(server, dict.fromkeys("abc", "fake:hold=300MiB"), room_mib=1000)
     load(system, "a", "b", "a")
     load(system, "c")
     gone = event(system, e.ModelUnloaded, model="b")
@@ -220,12 +235,12 @@ def test_a_model_that_can_never_fit_is_refused_with_507_and_nothing_is_evicted_f
 
 def test_two_loads_at_once_do_not_take_the_same_bytes(server: Start) -> None:
     entries = dict.fromkeys("ab", "fake:hold=400MiB,load_s=0.3")
-    system = limited(server, entries, room_mib=400 + EXTRA_MIB + 200)
+    system = limited(server, entries, room_mib=400 + EXTRA_MIB + 200, memory={"patience": 0})
     # Both are weighed side by side, so either may be the first to ask.
     endings = {name: system.chat(name) for name in "ab"}
     endings = {name: reply.ending() for name, reply in endings.items()}
-    (refused,) = [one for one in endings.values() if isinstance(one, m.Failed)]
-    (winner,) = [name for name, one in endings.items() if isinstance(one, m.Finished)]
+    (refused,) = [one for one in endings.values() if isinstance(one, Failed)]
+    (winner,) = [name for name, one in endings.items() if isinstance(one, Finished)]
     assert isinstance(refused.error, InsufficientMemory)
     assert refused.error.details["blockers"] == [f"{winner} is loading"]
     assert front_bytes() + workers_bytes() < 0.95 * system.limit
@@ -233,14 +248,14 @@ def test_two_loads_at_once_do_not_take_the_same_bytes(server: Start) -> None:
 
 def test_a_busy_model_blocks_and_is_named_in_the_refusal(server: Start) -> None:
     entries = {"busy": f"fake:hold=300MiB,{SLOW}", "other": "fake:hold=300MiB"}
-    system = limited(server, entries, room_mib=900)
+    system = limited(server, entries, room_mib=900, memory={"patience": "500ms"})
     running = system.chat("busy")
-    running.next(m.Delta)
+    running.next(Delta)
     failed = system.chat("other").ending()
     assert isinstance(failed.error, InsufficientMemory)
     assert failed.error.details["blockers"] == ["busy is busy"]
     assert "busy is busy" in failed.error.message
-    running.next(m.Delta)
+    running.next(Delta)
 
 
 def test_models_that_do_not_fit_together_each_serve_before_they_make_room(server: Start) -> None:
@@ -249,7 +264,7 @@ def test_models_that_do_not_fit_together_each_serve_before_they_make_room(server
 
     def ask(name: str) -> None:
         for _ in range(4):
-            while isinstance(ending := system.chat(name).ending(), m.Failed):
+            while isinstance(ending := system.chat(name).ending(), Failed):
                 assert isinstance(ending.error, InsufficientMemory)
                 time.sleep(0.02)  # the other one is loading or busy: the client comes again
             served.append(name)
@@ -297,7 +312,7 @@ def test_a_refusal_at_critical_is_told_with_what_the_model_needs(server: Start, 
 def test_an_unload_is_told_with_what_was_expected_and_what_came_back(server: Start) -> None:
     system = limited(server, {"a": "fake:hold=300MiB"}, room_mib=900)
     load(system, "a")
-    system.tell(lambda reply: m.UnloadModel("a", reply, 0.0)).next(m.ModelStatus)
+    system.tell(lambda reply: m.UnloadModel("a", reply, 0.0)).next(ModelStatus)
     gone = event(system, e.ModelUnloaded, model="a")
     assert 300 * MIB < gone.expected_bytes < 350 * MIB
     assert gone.freed_bytes >= 0.99 * gone.expected_bytes
@@ -308,7 +323,7 @@ def test_an_unload_is_told_with_what_was_expected_and_what_came_back(server: Sta
 def test_models_that_leave_together_are_each_credited_with_their_own_bytes(server: Start) -> None:
     system = limited(server, {"a": "fake:hold=200MiB", "b": "fake:hold=20MiB"}, room_mib=1200)
     load(system, "a", "b")
-    report = system.tell(lambda reply: m.CleanUpModels(reply, aggressive=True)).next(m.CleanupReport)
+    report = system.tell(lambda reply: m.CleanUpModels(reply, aggressive=True)).next(CleanupReport)
     assert set(report.unloaded) == {"a", "b"}
     assert 0.99 * report.expected_bytes <= report.freed_bytes <= 1.1 * report.expected_bytes
     for name in "ab":
@@ -320,7 +335,7 @@ def test_a_worker_that_ignores_sigterm_is_killed_and_its_memory_comes_back(serve
     entries = {"a": "fake:hold=200MiB,slow_close_s=60,ignore_sigterm=true"}
     system = limited(server, entries, room_mib=900, engine={"stop_grace": "100ms"})
     load(system, "a")
-    system.tell(lambda reply: m.UnloadModel("a", reply, 0.0)).next(m.ModelStatus)
+    system.tell(lambda reply: m.UnloadModel("a", reply, 0.0)).next(ModelStatus)
     gone = event(system, e.ModelUnloaded, model="a")
     order(system, event(system, e.WorkerKilled, model="a"), gone)
     assert gone.freed_bytes >= 0.99 * gone.expected_bytes
@@ -329,24 +344,24 @@ def test_a_worker_that_ignores_sigterm_is_killed_and_its_memory_comes_back(serve
 def test_a_stopped_worker_is_killed_and_its_memory_comes_back(server: Start) -> None:
     system = limited(server, {"a": f"fake:hold=200MiB,{SLOW}"}, room_mib=900, engine={"stop_grace": "100ms"})
     reply = system.chat("a")
-    reply.next(m.Delta)
+    reply.next(Delta)
     event(system, e.ModelLoaded, model="a")
     os.kill(system.model("a").pid, signal.SIGSTOP)
-    system.tell(lambda gone: m.UnloadModel("a", gone, 0.0)).next(m.ModelStatus)
+    system.tell(lambda gone: m.UnloadModel("a", gone, 0.0)).next(ModelStatus)
     gone = event(system, e.ModelUnloaded, model="a")
     assert gone.freed_bytes >= 0.99 * gone.expected_bytes
     assert reply.endings() == 1
 
 
-def test_a_worker_that_dies_of_a_segmentation_fault_is_answered_cleaned_up_after_and_replaced(server: Start) -> None:
+def test_a_segmentation_fault_with_memory_to_spare_costs_that_model_alone(server: Start) -> None:
     crash = f"fake:hold=100MiB,crash_at=2,crash_signal={signal.SIGSEGV.value}"
-    system = limited(server, {"a": crash, "b": "fake:hold=50MiB"}, room_mib=1200)
+    system = limited(server, {"a": crash, "b": "fake:hold=50MiB"}, room_mib=1200, memory={"patience": 0})
     load(system, "b")
     failed = system.chat("a", "one two three").ending()
-    assert isinstance(failed.error, InsufficientMemory)
+    assert isinstance(failed.error, WorkerDied)
     assert "SIGSEGV" in failed.error.message
-    assert event(system, e.CleanupDone, aggressive=True).unloaded == ("b",)
     assert system.chat("a", "one").ending().reason == "stop"
+    assert system.model("b").state == State.READY
 
 
 # ---- the ladder
@@ -355,10 +370,10 @@ def test_a_worker_that_dies_of_a_segmentation_fault_is_answered_cleaned_up_after
 def test_a_growing_worker_drives_the_level_up_to_emergency_all_stop_and_admission_opens_again(server: Start) -> None:
     balloon = "fake:grow=8MiB,tokens_per_s=60,answer=la,length=100000,context=1000000"
     entries = {"balloon": balloon, "busy": f"fake:hold=20MiB,{SLOW}", "idle": "fake:hold=20MiB"}
-    system = limited(server, entries, room_mib=1150)
+    system = limited(server, entries, room_mib=1150, memory={"patience": 0})
     load(system, "idle")
     busy, growing = system.chat("busy"), system.chat("balloon")
-    busy.next(m.Delta)
+    busy.next(Delta)
     event(system, e.LevelChanged, level=e.LevelName.EMERGENCY)
     for reply in (busy, growing):
         failed = reply.ending(deadline_s=3.0)
@@ -403,7 +418,7 @@ class TestWithoutFootprints:
         system = server({"a": "fake:hold=50MiB", "b": f"fake:{SLOW}"})
         assert system.chat("a").ending().reason == "stop"
         running = system.chat("b")
-        running.next(m.Delta)
+        running.next(Delta)
         memory.broken = True
         problems = system.until(lambda: system.status().problems, "the problem named in the status")
         assert "footprint" in problems[0]
@@ -411,6 +426,6 @@ class TestWithoutFootprints:
         seen = system.status().sample.time_s
         system.until(lambda: system.status().sample.time_s > seen + 1.0, "more samples")
         assert {system.model(name).pid for name in "ab"} == pids
-        running.next(m.Delta)
+        running.next(Delta)
         memory.broken = False
         system.until(lambda: not system.status().problems, "no problem left")

@@ -5,11 +5,20 @@ from typing import Any
 import pytest
 
 from plimsoll.actors import messages as m
-from plimsoll.actors.messages import State
-from plimsoll.actors.spare import Spare
+from plimsoll.actors.replies import Failed, Finished
+from plimsoll.actors.spare_worker import SpareWorker
+from plimsoll.actors.status import CleanupReport, State
 from plimsoll.engine import protocol as p
-from plimsoll.errors import InsufficientMemory, InternalError, LoadFailed, ModelUnloaded, ShuttingDown, WorkerDied
-from plimsoll.memory.plan import Need
+from plimsoll.errors import (
+    InsufficientMemory,
+    InternalError,
+    LoadFailed,
+    ModelUnloaded,
+    QueueFull,
+    ShuttingDown,
+    WorkerDied,
+)
+from plimsoll.memory.ledger import Need
 from plimsoll.memory.sample import Level, Tracked
 
 GIB = 1024**3
@@ -26,7 +35,7 @@ class Boss:
         self.host = fakes.Host(stage)
         self.models = fakes.Models(stage, self.host, {"a": (NEED,), "b": (NEED,)}, a=settings)
         self.count = 0
-        spare = Spare(self.host.spawn, lambda model: model.source.name in self.spare_serves)
+        spare = SpareWorker(self.host.spawn, lambda model: model.source.name in self.spare_serves)
         self.ref = fakes.supervisor(stage, self.models, spare=spare)
         self.sample()
         fakes.look_for_loads(stage, self.ref, self.host)
@@ -47,12 +56,12 @@ class Boss:
             self.stage.drain()
         return answer
 
-    def slot(self, model: str = "a") -> Any:
-        return self.stage.actor(self.ref)._slots.get(model)
+    def record(self, model: str = "a") -> Any:
+        return self.stage.actor(self.ref)._records.get(model)
 
     @property
     def state(self) -> State | None:
-        return self.slot().status.state if self.slot() else None
+        return self.record().status.state if self.record() else None
 
     @property
     def worker(self) -> Any:
@@ -76,7 +85,7 @@ class Boss:
         self.stage.drain()
 
     def tell_model(self, message: m.Message) -> None:
-        self.slot().ref.tell(message)
+        self.record().ref.tell(message)
         self.stage.drain()
 
     def emergency(self) -> None:
@@ -107,7 +116,7 @@ def test_what_a_former_worker_says_and_its_exit_are_ignored(boss: Boss) -> None:
     boss.stage.drain()
     assert boss.state == State.LOADING
     assert not answer.ended
-    assert boss.slot().status.pid == boss.worker.pid
+    assert boss.record().status.pid == boss.worker.pid
 
 
 def test_ready_that_comes_after_the_unload_is_ignored(boss: Boss) -> None:
@@ -147,7 +156,7 @@ def test_deaths_that_are_further_apart_do_not_add_up(boss: Boss) -> None:
     boss.worker.get_ready()
     boss.stage.drain()
     boss.step(finish=True)
-    assert isinstance(answer.ending, m.Finished)
+    assert isinstance(answer.ending, Finished)
 
 
 def test_a_failed_model_cools_down_and_is_then_tried_again(boss: Boss) -> None:
@@ -164,10 +173,50 @@ def test_a_failed_model_cools_down_and_is_then_tried_again(boss: Boss) -> None:
     assert boss.state == State.LOADING
 
 
+def test_who_finds_the_queue_full_is_told_the_wait_by_measured_times(boss: Boss) -> None:
+    boss.ready()
+    boss.stage.advance(3.0)
+    boss.step(finish=True)
+    answers = [boss.chat() for _ in range(40)]
+    taken = sum(not answer.ended for answer in answers)
+    refused = answers[-1].ending.error
+    assert isinstance(refused, QueueFull)
+    assert refused.retry_after_s == 3.0 * taken
+
+
+def test_files_that_do_not_answer_fail_their_waiters_after_half_a_minute(boss: Boss) -> None:
+    boss.models.on_a_dead_disk = {"a"}
+    answer = boss.chat()
+    boss.stage.advance(29.0)
+    assert (boss.state, answer.ended) == (State.LOADING, False)
+    boss.stage.advance(1.0)
+    assert boss.state == State.FAILED
+    assert isinstance(answer.ending.error, LoadFailed)
+    assert "a can't be loaded: its files have not answered for 30 s; look at the disk" in answer.ending.error.message
+
+
+def test_what_a_dead_disk_says_late_is_not_taken_for_the_answer_to_a_later_question(boss: Boss) -> None:
+    boss.models.on_a_dead_disk = {"a"}
+    boss.chat()
+    boss.stage.advance(40.0)
+    second = boss.chat()
+    assert boss.state == State.LOADING
+    first_says, second_says = boss.models.never
+    first_says((), "the file is gone")
+    boss.stage.drain()
+    assert (boss.state, second.ended) == (State.LOADING, False)
+    second_says((NEED,), "")
+    boss.stage.drain()
+    boss.worker.get_ready()
+    boss.stage.drain()
+    boss.stage.advance(60.0)  # its own limit does not come true any more
+    assert boss.state in (State.READY, State.BUSY)
+
+
 def test_a_worker_that_can_not_be_started_fails_its_waiters_with_the_reason(boss: Boss) -> None:
     boss.host.can_not_spawn = True
     assert "no more processes" in boss.chat().ending.error.message
-    assert boss.slot().need is None
+    assert boss.record().need is None
 
 
 # ---- idleness
@@ -228,7 +277,7 @@ def test_a_drained_model_stops_with_its_last_answer(boss: Boss) -> None:
     answer = boss.ready()
     boss.tell_model(m.Unload("asked for", grace_s=60.0))
     boss.step(finish=True)
-    assert isinstance(answer.ending, m.Finished)
+    assert isinstance(answer.ending, Finished)
     assert boss.worker.told == "shutdown"
 
 
@@ -277,13 +326,42 @@ def test_a_worker_that_obeys_nothing_gets_shutdown_then_sigterm_then_sigkill(bos
     boss.idle()
     boss.tell_model(m.Unload("asked for"))
     told = [boss.worker.told]
-    for seconds in (1.0, 2.0):
+    for seconds in (2.0, 2.0):
         boss.stage.advance(seconds)
         told.append(boss.worker.told)
     assert told == ["shutdown", "term", "kill"]
 
 
 # ---- grants
+
+
+def test_a_chat_to_a_loaded_model_is_one_message_to_the_supervisor(boss: Boss, monkeypatch: pytest.MonkeyPatch) -> None:
+    boss.idle()
+    supervisor = boss.stage.actor(boss.ref)
+    heard: list[type] = []
+    receive = supervisor.on_receive
+    monkeypatch.setattr(supervisor, "on_receive", lambda message: (heard.append(type(message)), receive(message)))
+    answer = boss.chat()
+    assert boss.state == State.BUSY
+    for _ in range(3):
+        boss.step()
+    boss.step(finish=True)
+    assert answer.ended
+    assert heard == [m.Chat]
+    assert boss.state == State.READY
+
+
+def test_the_usage_that_nobody_told_the_supervisor_decides_who_is_evictable(boss: Boss) -> None:
+    boss.idle()
+    assert boss.record().seat().idle
+    boss.stage.advance(5.0)
+    boss.chat()
+    assert not boss.record().seat().idle
+    boss.stage.advance(5.0)
+    boss.step(finish=True)
+    seat = boss.record().seat()
+    assert seat.idle
+    assert seat.last_used == boss.stage.time
 
 
 def test_a_refused_load_leaves_the_model_cold_and_the_next_chat_asks_again(boss: Boss) -> None:
@@ -302,24 +380,26 @@ def test_a_chat_that_comes_between_the_grant_and_the_start_does_not_cost_the_gra
     boss.chat(drain=False)
     boss.chat(drain=False)
     supervisor, (weigh,) = boss.stage.actor(boss.ref), run_until_weighed(boss)
-    actor = boss.stage.actor(boss.slot().ref)
-    # The answer to the weighing overtakes the second chat, whose news reaches the Supervisor after its grant.
+    actor = boss.stage.actor(boss.record().ref)
+    # The answer to the weighing overtakes the second chat and a pin, whose news reaches the Supervisor after its grant.
     second = actor.actor_inbox.get()
     weigh()
     boss.stage._handle(actor)
     actor.actor_inbox.put(second)
     boss.stage._handle(actor)
+    actor.actor_ref.tell(m.Pin(pinned=True))
+    boss.stage._handle(actor)
     assert [type(one.message) for one in supervisor.actor_inbox.queue][-2:] == [m.LoadRequested, m.StateChanged]
     boss.stage.drain()
     assert boss.worker.commands
-    assert boss.slot().seat().reserved_bytes == NEED.total_bytes
+    assert boss.record().seat().reserved_bytes == NEED.total_bytes
 
 
 def run_until_weighed(boss: Boss) -> list[Any]:
     supervisor = boss.stage.actor(boss.ref)
-    while boss.slot() is None or not supervisor.actor_inbox.empty():
+    while boss.record() is None or not supervisor.actor_inbox.empty():
         boss.stage._handle(supervisor)
-    boss.stage._handle(boss.stage.actor(boss.slot().ref))
+    boss.stage._handle(boss.stage.actor(boss.record().ref))
     weigh, boss.stage.tasks = boss.stage.tasks, []
     return weigh
 
@@ -347,7 +427,7 @@ def test_an_actor_that_fails_ends_its_requests_kills_its_worker_and_has_a_succes
     boss: Boss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = boss.ready()
-    actor = boss.stage.actor(boss.slot().ref)
+    actor = boss.stage.actor(boss.record().ref)
     monkeypatch.setattr(actor._requests, "deliver", lambda _step: 1 / 0)
     boss.worker.step()
     waiting = boss.chat()
@@ -360,12 +440,12 @@ def test_an_actor_that_fails_ends_its_requests_kills_its_worker_and_has_a_succes
     boss.worker.get_ready()
     boss.stage.drain()
     boss.step(finish=True)
-    assert isinstance(later.ending, m.Finished)
+    assert isinstance(later.ending, Finished)
 
 
 def test_chats_that_were_in_the_mailbox_when_the_model_stopped_are_handed_to_its_successor(boss: Boss) -> None:
     boss.idle()
-    actor, first = boss.stage.actor(boss.slot().ref), boss.worker
+    actor, first = boss.stage.actor(boss.record().ref), boss.worker
     actor.actor_ref.tell(m.Unload("asked for"))
     answers = [boss.chat(drain=False) for _ in range(3)]
     boss.stage.drain()
@@ -376,7 +456,7 @@ def test_chats_that_were_in_the_mailbox_when_the_model_stopped_are_handed_to_its
     boss.worker.get_ready()
     boss.stage.drain()
     boss.step(finish=True)
-    assert all(isinstance(answer.ending, m.Finished) for answer in answers)
+    assert all(isinstance(answer.ending, Finished) for answer in answers)
 
 
 def test_the_supervisor_survives_a_handler_that_raises_and_answers_for_it(boss: Boss) -> None:
@@ -393,12 +473,12 @@ def test_the_supervisor_survives_a_handler_that_raises_and_answers_for_it(boss: 
 def test_a_request_behind_the_end_of_the_supervisor_gets_its_ending(boss: Boss) -> None:
     boss.ref.stop(block=False)
     late = boss.chat()
-    assert isinstance(late.ending, m.Failed)
+    assert isinstance(late.ending, Failed)
 
 
 def test_a_clean_up_that_the_end_of_the_server_overtakes_is_answered(boss: Boss) -> None:
     boss.idle()
-    answer = boss.fakes.Answer(boss.stage, "clean-up", (m.CleanupReport, m.Failed))
+    answer = boss.fakes.Answer(boss.stage, "clean-up", (CleanupReport, Failed))
     stopped = boss.fakes.Answer(boss.stage, "StopAll", (type(None),))
     boss.tell(m.CleanUpModels(answer, aggressive=True))
     boss.tell(m.StopAll(0.0, stopped))

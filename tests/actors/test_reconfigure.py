@@ -7,8 +7,9 @@ import pytest
 
 from plimsoll import config
 from plimsoll.actors import messages as m
-from plimsoll.actors.messages import State
-from plimsoll.actors.system import thresholds_of
+from plimsoll.actors.replies import Delta
+from plimsoll.actors.settings import Settings
+from plimsoll.actors.status import ModelStatus, State
 from plimsoll.catalog import Catalog
 from plimsoll.errors import InsufficientMemory, ModelUnloaded, QueueFull, UnknownModel
 from plimsoll.memory.sample import Level
@@ -23,25 +24,14 @@ def reload(system: Any, entries: dict[str, Any], drain_s: float = DRAIN_S, **sec
     plain = {name: {"source": entry} if isinstance(entry, str) else entry for name, entry in entries.items()}
     models = {"builtin": False, **sections.pop("models", {}), "entries": plain}
     new = config.parse({"models": models, **sections})
-    limit = new.memory.limit
-    reply = system.tell(
-        lambda reply: m.Reconfigure(
-            Catalog(new.models),
-            thresholds_of(new.memory),
-            None if limit is None else int(limit),
-            new.models.queue,
-            new.memory.critical_grace,
-            drain_s,
-            reply,
-        )
-    )
+    reply = system.tell(lambda reply: m.Reconfigure(Catalog(new.models), Settings.of(new), drain_s, reply))
     assert reply.next(type(None)) is None
 
 
 def test_an_untouched_model_streams_on_while_another_is_replaced(server: Start) -> None:
     system = server({"a": SLOW, "b": "fake:answer=old,length=1"})
     stream = system.chat("a")
-    stream.next(m.Delta)
+    stream.next(Delta)
     system.chat("b").ending()
     before = {one.name: one.pid for one in system.status().models}
     reload(system, {"a": SLOW, "b": "fake:answer=new,length=1"})
@@ -49,7 +39,7 @@ def test_an_untouched_model_streams_on_while_another_is_replaced(server: Start) 
     assert answer.ending().reason == "stop"
     assert answer.text == "new"
     for _ in range(5):
-        stream.next(m.Delta)
+        stream.next(Delta)
     after = {one.name: one.pid for one in system.status().models}
     assert after["a"] == before["a"]
     assert after["b"] != before["b"]
@@ -59,7 +49,7 @@ def test_an_untouched_model_streams_on_while_another_is_replaced(server: Start) 
 def test_a_changed_model_ends_its_answers_and_the_next_request_gets_the_new_entry(server: Start) -> None:
     system = server({"a": "fake:tokens_per_s=40,answer=old,length=40"})
     running = system.chat("a")
-    running.next(m.Delta)
+    running.next(Delta)
     reload(system, {"a": "fake:answer=new,length=1"})
     system.until_state("a", State.DRAINING)
     waiting = system.chat("a")
@@ -72,17 +62,38 @@ def test_a_changed_model_ends_its_answers_and_the_next_request_gets_the_new_entr
 def test_answers_that_outlast_the_drain_are_ended_with_their_reason(server: Start) -> None:
     system = server({"a": SLOW})
     running = system.chat("a")
-    running.next(m.Delta)
+    running.next(Delta)
     reload(system, {"a": "fake:answer=new,length=1"}, drain_s=0.1)
     error = running.ending().error
     assert isinstance(error, ModelUnloaded)
     assert "the configuration changed" in error.message
 
 
+def test_answers_that_outlast_the_drain_go_on_in_the_new_worker_of_the_same_files(server: Start) -> None:
+    source = "fake:tokens_per_s=100,answer=la,length=60"
+    system = server({"a": source})
+    running = system.chat("a")
+    running.next(Delta)
+    before = system.model("a").pid
+    reload(system, {"a": {"source": source, "context": 5000}}, drain_s=0.1)
+    assert running.ending().reason == "stop"
+    assert running.text.split() == ["la"] * 60
+    assert system.model("a").pid != before
+
+
+def test_a_removed_model_s_answers_that_outlast_the_drain_end(server: Start) -> None:
+    system = server({"a": SLOW, "b": "fake:"})
+    running = system.chat("a")
+    running.next(Delta)
+    reload(system, {"b": "fake:"}, drain_s=0.1)
+    assert isinstance(running.ending().error, ModelUnloaded)
+    assert running.endings() == 1
+
+
 def test_a_removed_model_ends_its_answers_and_is_unknown_then(server: Start) -> None:
     system = server({"a": "fake:tokens_per_s=40,answer=old,length=20", "b": "fake:"})
     running = system.chat("a")
-    running.next(m.Delta)
+    running.next(Delta)
     reload(system, {"b": "fake:"})
     assert running.ending().reason == "stop"
     assert running.text.split() == ["old"] * 20
@@ -100,7 +111,7 @@ def test_who_waits_for_a_model_that_is_replaced_while_it_loads_is_answered_by_th
     for one in waiting:
         assert one.ending().reason == "stop"
         assert (one.text, one.endings()) == ("new", 1)
-    assert load.next(m.ModelStatus).state in (State.READY, State.BUSY)
+    assert load.next(ModelStatus).state in (State.READY, State.BUSY)
 
 
 def test_a_model_that_could_not_be_loaded_is_tried_again_when_its_entry_is_mended(server: Start) -> None:
@@ -168,7 +179,7 @@ def test_what_was_set_at_run_time_stays_unless_the_file_says_another_thing(serve
 def test_the_queue_s_bound_holds_for_living_models(server: Start, queue: int) -> None:
     entries = {"a": SLOW}
     system = server(entries, engine={"max_batch": 1})
-    system.chat("a").next(m.Delta)
+    system.chat("a").next(Delta)
     reload(system, entries, models={"queue": queue})
     replies = [system.chat("a") for _ in range(queue + 1)]
     assert isinstance(replies[-1].ending().error, QueueFull)
@@ -177,7 +188,7 @@ def test_the_queue_s_bound_holds_for_living_models(server: Start, queue: int) ->
 
 def test_a_pin_of_the_run_time_stays_until_the_file_says_another_thing(server: Start) -> None:
     system = server({"a": "fake:"}, models={"idle_ttl": "100ms"})
-    system.tell(lambda reply: m.PinModel("a", True, reply)).next(m.ModelStatus)
+    system.tell(lambda reply: m.PinModel("a", True, reply)).next(ModelStatus)
     system.until_state("a", State.READY)
     reload(system, {"a": "fake:"}, models={"idle_ttl": "110ms"})
     assert system.status().pinned == {"a"}

@@ -6,7 +6,7 @@ import pytest
 import test_model_states as states
 
 from plimsoll.actors import messages as m
-from plimsoll.actors.messages import State
+from plimsoll.actors.status import ModelStatus, State
 from plimsoll.engine import protocol as p
 from plimsoll.memory.sample import Level
 
@@ -17,6 +17,11 @@ class Boss(states.Boss):
     """Whose spare workers serve the model ``a``."""
 
     spare_serves = "a"
+
+    def step(self, *, finish: bool = False) -> None:
+        self.stage.advance(0.1)
+        super().step(finish=finish)
+        self.sample()
 
     @property
     def worker(self) -> Any:
@@ -31,7 +36,7 @@ class Boss(states.Boss):
     def reload(self) -> None:
         """Unload ``a`` and ask for it again, up to the grant."""
         model = self.worker_of("a")
-        self.tell(m.UnloadModel("a", self.fakes.Answer(self.stage, "unload", (m.ModelStatus,)), 0.0))
+        self.tell(m.UnloadModel("a", self.fakes.Answer(self.stage, "unload", (ModelStatus,)), 0.0))
         model.die(0)
         self.stage.drain()
         self.sample()
@@ -141,7 +146,7 @@ def test_its_memory_is_watched_and_counts_for_the_load_that_uses_it(boss: Boss) 
     boss.sample()
     supervisor = boss.stage.actor(boss.ref)
     assert supervisor._spare.footprint_bytes == boss.host.process_bytes
-    assert boss.spare.pid in {one.pid for one in supervisor._measuring.tracked.workers}
+    assert boss.spare.pid in {one.pid for one in supervisor._footprints.tracked.workers}
     plans = [boss.fakes.Answer(boss.stage, name, (object,)) for name in "ab"]
     for name, answer in zip("ab", plans, strict=True):
         boss.tell(m.PlanLoad(name, (states.NEED,), answer))
@@ -154,11 +159,11 @@ def test_a_plan_counts_it_also_for_a_model_that_does_not_live(boss: Boss) -> Non
     boss.idle()
     boss.sample()
     model = boss.worker_of("a")
-    boss.tell(m.UnloadModel("a", boss.fakes.Answer(boss.stage, "unload", (m.ModelStatus,)), 0.0))
+    boss.tell(m.UnloadModel("a", boss.fakes.Answer(boss.stage, "unload", (ModelStatus,)), 0.0))
     model.die(0)
     boss.stage.drain()
     boss.sample()
-    assert boss.slot("a") is None
+    assert boss.record("a") is None
     plans = [boss.fakes.Answer(boss.stage, name, (object,)) for name in "ab"]
     for name, answer in zip("ab", plans, strict=True):
         boss.tell(m.PlanLoad(name, (states.NEED,), answer))
@@ -187,4 +192,4 @@ def test_a_spare_that_can_not_start_is_no_failure(boss: Boss, caplog: pytest.Log
     boss.stage.drain()
     boss.step(finish=True)
     assert boss.state == State.READY
-    assert "no spare worker can be started" in caplog.text
+    assert "no spare worker: no worker process can be started" in caplog.text

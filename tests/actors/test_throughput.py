@@ -2,7 +2,7 @@
 
 import pytest
 
-from plimsoll.actors.throughput import Throughput
+from plimsoll.actors.model_records import Throughput
 
 
 def rate(*counts):

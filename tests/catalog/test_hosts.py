@@ -10,8 +10,8 @@ import pytest
 
 from plimsoll import config
 from plimsoll.catalog import Catalog
+from plimsoll.catalog.source import Group, GroupHost
 from plimsoll.catalog.weigh import weigh
-from plimsoll.engine.protocol import Group, GroupHost
 from plimsoll.errors import ConfigError
 
 SETTINGS = {

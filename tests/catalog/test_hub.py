@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from plimsoll.catalog import child, download
-from plimsoll.engine.protocol import ModelSource
+from plimsoll.catalog import child_process, download
+from plimsoll.catalog.source import ModelSource
 from plimsoll.errors import LoadFailed
 
 REPO = ModelSource("m", "repo", "org/name")
@@ -27,7 +27,7 @@ def hub(monkeypatch):
     calls = []
     answers = {"local": FileNotFoundError("not cached"), "remote": None}
 
-    def snapshot_download(repo, *, allow_patterns, local_files_only=False, tqdm_class=None):
+    def snapshot_download(repo, *, revision, allow_patterns, local_files_only=False, tqdm_class=None):
         calls.append((repo, local_files_only))
         assert not any(pattern.endswith(".py") for pattern in allow_patterns)
         answer = answers["local" if local_files_only else "remote"]
@@ -51,7 +51,7 @@ def hub(monkeypatch):
         tick()
         return stderr.getvalue().strip().removeprefix("ERROR: ") if code else None
 
-    monkeypatch.setattr(child, "run", run)
+    monkeypatch.setattr(child_process, "run", run)
     monkeypatch.setattr(download, "snapshot_download", snapshot_download)
     monkeypatch.setattr(download, "fetch_weights", lambda *_: 0)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

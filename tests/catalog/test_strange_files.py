@@ -7,10 +7,11 @@ import struct
 import pytest
 
 from plimsoll import config
-from plimsoll.catalog import Catalog, size_bytes, strange
-from plimsoll.catalog.safetensors import read_tensors
+from plimsoll.catalog import Catalog, size_bytes
+from plimsoll.catalog import files as strange
+from plimsoll.catalog.files import read_tensors
+from plimsoll.catalog.source import ModelSource
 from plimsoll.catalog.weigh import weigh, weigh_source
-from plimsoll.engine.protocol import ModelSource
 
 PLAIN = {
     "model_type": "llama",
@@ -98,13 +99,13 @@ def test_tensors_that_share_their_bytes_are_refused(tmp_path):
 
 
 def test_a_header_above_the_bound_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("plimsoll.catalog.safetensors.MAX_BYTES", 10)
+    monkeypatch.setattr("plimsoll.catalog.files.MAX_BYTES", 10)
     with pytest.raises(ValueError, match=r"header of [0-9]+ bytes, above the bound of 10"):
         read_tensors(safetensors(tmp_path / "model.safetensors", {"a": tensor()}))
 
 
 def test_more_tensors_than_any_model_has_are_refused(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("plimsoll.catalog.safetensors.MOST_TENSORS", 1)
+    monkeypatch.setattr("plimsoll.catalog.files.MOST_TENSORS", 1)
     file = safetensors(tmp_path / "model.safetensors", {"a": tensor(), "b": tensor((), "F32", (0, 4))})
     with pytest.raises(ValueError, match="announces 2 tensors"):
         read_tensors(file)

@@ -42,6 +42,8 @@ class Hub:
         self.claims = {}
         self.hashes = {}
         self.missing = False
+        self.found = []
+        self.searched = []
         self.stalled = threading.Event()
         self.go_on = threading.Event()
 
@@ -49,6 +51,9 @@ class Hub:
         path = urllib.parse.urlsplit(handler.path).path
         if self.missing:
             return self._not_found(handler)
+        if path == "/api/models":
+            self.searched.append(urllib.parse.parse_qs(urllib.parse.urlsplit(handler.path).query))
+            return self._send(handler, json.dumps(self.found).encode())
         if path.startswith(f"/api/models/{REPO}/tree"):
             files = [self._entry(name) for name in self.files]
             return self._send(handler, json.dumps(files).encode())

@@ -1,5 +1,6 @@
 """The command line as a whole: configuration, exit codes, pipes, Ctrl-C."""
 
+import importlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from plimsoll import __version__, config
+from plimsoll.cli.app import COMMANDS
 
 
 def test_version_is_the_package_s(plimsoll):
@@ -50,7 +52,7 @@ def test_a_config_file_that_is_not_there_is_said_so(shell, plimsoll):
 def test_serve_with_its_port_in_use_fails_in_one_line(shell, plimsoll, url, tmp_path):
     port = url.rpartition(":")[2]
     file = shell.write(tmp_path, {"models": {"builtin": False}})
-    shell.fails(plimsoll("serve", "--config", file, "--port", port), 1, port, "in use", "--port")
+    shell.fails(plimsoll("serve", "--config", file, "--port", port), 1, port, "in use by ", "(pid ", "--port")
 
 
 @pytest.mark.parametrize("command", [["chat", "echo", "--once", "hi"], ["ps"]])
@@ -164,12 +166,20 @@ def test_the_documentation_has_every_command(plimsoll):
     assert [name for name in commands if f"`{name}" not in table] == []
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_says_of_each_command_what_the_command_says_of_itself(name):
+    module, said = COMMANDS[name]
+    command = getattr(importlib.import_module(f"plimsoll.cli.{module}"), name)
+    text = command.info.help if name == "service" else command.__doc__
+    assert text.startswith(said)
+
+
 def test_no_client_command_imports_what_makes_it_slow():
     code = """
 import sys
 from pathlib import Path
 from plimsoll.cli.link import Link
-from plimsoll.cli import app, listing, client
+from plimsoll.cli import admin, app, client, complete, event_feed
 heavy = {"mlx", "numpy", "sanic", "pykka", "rich.live", "huggingface_hub", "plimsoll.catalog"}
 sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)
 """

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from plimsoll.cli.client import Client
-from plimsoll.cli.findings import OK, PROBLEM, WARNING
+from plimsoll.cli.machine_checks import OK, PROBLEM, WARNING
 
 
 def examine(plimsoll, *arguments, **environment):
@@ -56,6 +56,14 @@ def test_models_that_are_torn_or_too_large_are_problems_with_a_hint(plimsoll, se
     assert [one["level"] for one in wrong] == [PROBLEM, PROBLEM]
     assert all(one["hint"] for one in wrong)
     assert "later" in of(findings, "models")[0]["text"]
+
+
+def test_what_looks_like_a_model_and_is_passed_over_is_named_with_its_reason(plimsoll, settings, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "gone").symlink_to(tmp_path / "nowhere")
+    (passed,) = of(examine(plimsoll, "--config", settings(dirs=[str(tmp_path / "models")])), "passed over")
+    assert passed["level"] == WARNING
+    assert "gone is a link to something that is not there" in passed["text"]
 
 
 def test_a_wrong_configuration_is_a_problem_and_the_rest_is_examined(shell, plimsoll, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from plimsoll import config
 from plimsoll.catalog import BUILTIN
-from plimsoll.cli import install
+from plimsoll.cli import serve as install
 from plimsoll.errors import LoadFailed
 
 

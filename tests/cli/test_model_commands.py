@@ -11,9 +11,9 @@ def test_models_lists_kind_install_state_and_state(shell, plimsoll, url, tmp_pat
     file = shell.write(tmp_path, {"models": {"builtin": False, "cache_dir": str(tmp_path), "entries": entries}})
     plimsoll("chat", "echo", "--once", "hi", "--url", url)
     head, echo, gone = plimsoll("models", "--config", file, "--url", url).stdout.splitlines()
-    assert head.split() == ["NAME", "KIND", "SIZE", "INSTALLED", "STATE"]
-    assert echo.split() == ["echo", "fake", "-", "yes", "ready"]
-    assert gone.split() == ["gone", "repo", "-", "no", "-"]
+    assert head.split() == ["NAME", "KIND", "SIZE", "QUANT", "CONTEXT", "CAN", "INSTALLED", "FITS", "STATE"]
+    assert echo.split() == ["echo", "fake", "-", "-", "-", "-", "yes", "?", "ready"]
+    assert gone.split() == ["gone", "repo", "-", "-", "-", "-", "no", "?", "-"]
 
 
 def test_models_works_without_a_server(shell, plimsoll, tmp_path):
@@ -38,7 +38,8 @@ def test_models_for_programs(shell, plimsoll, no_server, tmp_path):
     file = shell.write(tmp_path, {"models": {"builtin": False, "entries": {"gone": {"source": "org/name"}}}})
     told = json.loads(plimsoll("models", "--json", "--config", file, "--url", no_server).stdout)
     row = {"name": "gone", "kind": "repo", "size_bytes": None, "installed": False, "state": None}
-    assert told == {"models": [row]}
+    row |= {"quantization": None, "context": None, "abilities": [], "fits": None}
+    assert told == {"models": [row], "passed_over": []}
 
 
 def test_ps_is_aligned_and_fits_a_terminal_of_80_columns(plimsoll, url):

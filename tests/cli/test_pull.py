@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from plimsoll.cli.bars import Speed
+from plimsoll.cli.output import Speed
 
 MIB = 1024**2
 
@@ -122,3 +122,47 @@ def test_the_speed_is_that_of_the_last_ten_seconds_and_what_was_there_before_cos
     speed.figures("fetch", 600 * MIB, 1000 * MIB, 15.0)
     assert speed.figures("fetch", 650 * MIB, 1000 * MIB, 20.0) == "650 MB of 1000 MB, 10 MB/s, 35 s left"
     assert speed.figures("convert", 10 * MIB, 0, 21.0) == "10 MB"
+
+
+@pytest.fixture
+def bare(shell, tmp_path):
+    """A configuration without entries."""
+    file = shell.write(tmp_path, {"server": {"port": 1}, "models": {"builtin": False, "cache_dir": str(tmp_path)}})
+    return SimpleNamespace(file=file, env={"HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": ""})
+
+
+def offered(plimsoll, settings):
+    done = plimsoll("models", "--json", "--config", settings.file, **settings.env)
+    return {row["name"]: row for row in json.loads(done.stdout)["models"]}
+
+
+def test_a_repo_that_is_not_configured_is_fetched_checked_and_offered(hubs, plimsoll, bare):
+    with hubs.hub(hubs.model_files(2 * MIB)) as (_, address):
+        done = plimsoll("pull", "org/tiny", "--config", bare.file, HF_ENDPOINT=address, **bare.env)
+    assert (done.returncode, done.stdout) == (0, "org/tiny is here\n"), done.stderr
+    row = offered(plimsoll, bare)["org/tiny"]
+    assert (row["kind"], row["installed"], row["fits"]) == ("repo", True, True)
+
+
+@pytest.mark.parametrize("revision", ["v1", "0123456789abcdef0123456789abcdef01234567"])
+def test_a_revision_is_fetched_and_offered_under_its_own_name(hubs, plimsoll, bare, revision):
+    with hubs.hub(hubs.model_files(MIB)) as (_, address):
+        done = plimsoll("pull", f"org/tiny@{revision}", "--config", bare.file, HF_ENDPOINT=address, **bare.env)
+    assert done.returncode == 0, done.stderr
+    assert offered(plimsoll, bare)[f"org/tiny@{revision}"]["installed"]
+
+
+def test_a_repo_that_an_entry_switches_off_is_not_fetched(shell, plimsoll, tmp_path):
+    entries = {"mine": {"source": "org/tiny", "enabled": False}}
+    file = shell.write(tmp_path, {"server": {"port": 1}, "models": {"builtin": False, "entries": entries}})
+    shell.fails(plimsoll("pull", "org/tiny", "--config", file), 1, "'mine' is switched off")
+
+
+def test_a_running_server_offers_at_once_what_it_fetched(hubs, shell, bare, tmp_path, monkeypatch):
+    with hubs.hub(hubs.model_files(2 * MIB)) as (_, address):
+        for name, value in {**bare.env, "HF_ENDPOINT": address}.items():
+            monkeypatch.setenv(name, value)
+        with shell.serving(tmp_path, {"echo": {"source": "fake:"}}) as url:
+            done = shell.plimsoll("pull", "org/tiny", "--url", url, "--config", bare.file)
+            assert done.returncode == 0, done.stderr
+            assert "org/tiny" in shell.states(url)

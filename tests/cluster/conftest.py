@@ -16,7 +16,7 @@ import pytest
 from ray_nodes import DEADLINE_S, MONITOR_OFF, RayCluster
 
 from plimsoll.cluster.node import NodeView, Standing, Traffic
-from plimsoll.memory.plan import Need, Seat
+from plimsoll.memory.ledger import Need, Seat
 from plimsoll.memory.sample import Level, Reading, Sample
 
 GIB = 1024**3

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plimsoll.cluster.affinity import Affinity, beginnings
+from plimsoll.cluster.routing import Affinity, beginnings
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASK = {"role": "user", "content": "Why?"}

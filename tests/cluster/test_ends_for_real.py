@@ -8,7 +8,9 @@ import pytest
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_head_that_ends_leaves_no_worker(cluster_server: Any, workers: Any, number: int) -> None:
-    server = cluster_server(models={"entries": {name: {"source": f"fake:length={ord(name)}"} for name in "abc"}})
+    server = cluster_server(
+        models={"entries": {name: {"source": f"fake:hold=320MiB,length={ord(name)}"} for name in "abc"}}
+    )
     for name in "abc":
         server.says(name)
     server.until(lambda: all(server.nodes().values()), "a model on each node")

@@ -10,7 +10,7 @@ from plimsoll.cluster.fleet import BOOKED_S, Fleet
 from plimsoll.cluster.node import SILENT_S, NodeView, Traffic
 from plimsoll.cluster.placement import place
 from plimsoll.cluster.routing import Replica
-from plimsoll.memory.plan import Need, Seat
+from plimsoll.memory.ledger import Need, Seat
 from plimsoll.memory.sample import Level, Reading, Sample
 
 GIB = 1024**3
@@ -23,7 +23,7 @@ def test_two_loads_decided_between_reports_can_not_both_take_the_same_bytes(figu
     needs = [figures.need(30)]
     first = place("x", needs, fleet.nodes, NOW)
     fleet.book(first.node, "x", needs[0].total_bytes, NOW)
-    assert place("y", needs, fleet.nodes, NOW).verdict == "refuse"
+    assert place("y", needs, fleet.nodes, NOW).verdict == "line"
     assert fleet.replicas("x") == [Replica("a", ready=False)]
 
 

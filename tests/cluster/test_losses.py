@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from plimsoll.cluster.losses import RECENT_S, after_loss
+from plimsoll.cluster.replicas import RECENT_S, after_loss
 
 
 def verdicts(returns: list[Any]) -> dict[str, str]:

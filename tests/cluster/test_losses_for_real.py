@@ -5,14 +5,26 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 # Long enough to be running whatever the machine does meanwhile.
-LONG = "fake:tokens_per_s=20,answer=word,length=40"
+LONG = "fake:hold=320MiB,tokens_per_s=20,answer=word,length=40"
 
 
-def test_a_killed_node_ends_its_answers_and_its_models_come_back_where_they_fit(
+def test_a_killed_nodes_answers_go_on_elsewhere(cluster_server: Any, ray_cluster: Any) -> None:
+    said = "hold=320MiB,tokens_per_s=10,answer=one two three four,length=100"
+    entries = {name: {"source": f"fake:{said},load_s=0.{ord(name)}"} for name in "abc"}
+    server = cluster_server(models={"entries": entries})
+    with ThreadPoolExecutor(4) as threads:
+        answers = [threads.submit(server.says, name) for name in "abcc"]
+        server.until(lambda: _full(server.nodes(), 3) and all(server.nodes().values()), "models on both nodes")
+        server.until(lambda: _busy(server) == 3, "running answers of all models")
+        ray_cluster.two.kill()
+        assert {answer.result() for answer in answers} == {" ".join(["one two three four"] * 25)}
+
+
+def test_without_patience_a_killed_node_ends_its_answers_and_its_models_come_back_where_they_fit(
     cluster_server: Any, ray_cluster: Any
 ) -> None:
     entries = {name: {"source": f"{LONG}{ord(name)}"} for name in "abcd"}
-    server = cluster_server(models={"entries": entries})
+    server = cluster_server(models={"entries": entries}, memory={"patience": 0})
     streams, lines = {}, {}
     for name in entries:
         streams[name] = server.stream(name)
@@ -38,7 +50,7 @@ def test_a_killed_node_ends_its_answers_and_its_models_come_back_where_they_fit(
     assert error["code"] == "insufficient_memory"
     (reason,) = error["memory"]["reasons"]
     assert reason.startswith("one has 0.")
-    assert "of the 0.5 GiB needed" in reason
+    assert "of the 0.7 GiB needed" in reason
     assert "is busy" in reason
     for name in before["one"]:
         assert "word" in next(line for line in lines[name] if line.startswith("data: "))
@@ -59,7 +71,7 @@ def _full(nodes: dict[str, list[str]], count: int) -> dict[str, list[str]] | Non
 
 
 def test_a_request_without_a_token_is_answered_by_another_node(cluster_server: Any, ray_cluster: Any) -> None:
-    entries = {name: {"source": f"fake:prefill_s=4.{ord(name)}"} for name in "abc"}
+    entries = {name: {"source": f"fake:hold=320MiB,prefill_s=4.{ord(name)}"} for name in "abc"}
     server = cluster_server(models={"entries": entries})
     with ThreadPoolExecutor(3) as threads:
         answers = [threads.submit(server.says, name, f"from {name}") for name in entries]

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plimsoll.cluster.node import SILENT_S, NodeView, Standing
-from plimsoll.cluster.placement import Placement, place
-from plimsoll.cluster.refusals import error
+from plimsoll.cluster.placement import Placement, error, place
 from plimsoll.errors import InsufficientMemory, NeverFits
-from plimsoll.memory.plan import Need, Seat, plan, room_bytes
+from plimsoll.memory.ledger import Need, Seat, plan, room_bytes
 from plimsoll.memory.sample import Level, Reading, Sample
 
 GIB = 1024**3
@@ -121,7 +120,7 @@ def test_every_refusal_has_a_sentence_for_each_node(figures: Any) -> None:
         figures.node("failed", 10),
     ]
     answer = place("m", [figures.need(50)], nodes, NOW, avoid=frozenset({"failed"}))
-    assert answer.verdict == "refuse"
+    assert (answer.verdict, answer.node) == ("line", "busy")
     assert answer.reasons == {
         "busy": "busy has 15.0 GiB left and 0.0 GiB evictable of the 50.0 GiB needed (x is busy)",
         "other": "other has 5.0 GiB left and 0.0 GiB evictable of the 50.0 GiB needed (other programs hold the rest)",
@@ -133,6 +132,21 @@ def test_every_refusal_has_a_sentence_for_each_node(figures: Any) -> None:
         "has": "has has it already, or is about to",
         "failed": "failed is left out because a load failed there",
     }
+
+
+def test_a_load_lines_up_where_the_least_has_to_come_free_unless_a_recent_model_is_to_be_spared(figures: Any) -> None:
+    busy = [figures.node(name, 90, figures.seat("x", held, idle=False)) for name, held in (("a", 20), ("b", 60))]
+    pinned = figures.node("c", 90, figures.seat("x", 60, pinned=True))
+    answer = place("m", [figures.need(40)], [*busy, pinned], NOW)
+    assert (answer.verdict, answer.node, answer.placed) == ("line", "b", False)
+    assert place("m", [figures.need(40)], [busy[0], pinned], NOW).verdict == "refuse"
+    assert place("m", [figures.need(40)], busy, NOW, spare_recent_s=60).verdict == "refuse"
+
+
+def test_a_model_that_its_only_node_unloads_waits_for_that(figures: Any) -> None:
+    node = figures.node("a", 90, figures.seat("m", 20, leaving=True))
+    answer = place("m", [figures.need(20)], [node, figures.node("b", 94)], NOW)
+    assert (answer.verdict, answer.node) == ("wait", "a")
 
 
 def test_a_footprint_that_is_larger_than_its_machine_makes_no_room_that_is_not_there(figures: Any) -> None:
@@ -221,6 +235,11 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
+def test_a_node_whose_level_is_still_held_takes_what_fits_by_its_newest_figures(figures: Any) -> None:
+    node = figures.node("held", 40, level=Level.EMERGENCY)
+    assert place("m", [figures.need(50)], [node], NOW).verdict == "load"
+
+
 @given(NODES, NEEDS, OPTIONS)
 def test_a_placement_holds_by_the_chosen_nodes_own_ledger(
     views: list[NodeView], needs: list[Need], options: dict[str, Any]
@@ -231,7 +250,7 @@ def test_a_placement_holds_by_the_chosen_nodes_own_ledger(
     view = next(one for one in views if one.id == answer.node)
     assert view.sample is not None
     assert view.takes_loads
-    assert view.level < Level.CRITICAL
+    assert view.sample.used_percent < view.critical_percent
     assert answer.node not in options["avoid"]
     assert answer.need in needs
     assert answer.need is not None
@@ -255,7 +274,8 @@ def test_what_is_refused_has_a_reason_for_each_node_and_no_node_would_have_taken
     assert answer.reasons.keys() == {one.id for one in views}
     assert all(answer.reasons.values())
     for view in views:
-        open_one = view.sample and view.takes_loads and view.level < Level.CRITICAL and NOW - view.last_seen <= SILENT_S
+        takes_loads = view.takes_loads and view.sample and view.sample.used_percent < view.critical_percent
+        open_one = takes_loads and NOW - view.last_seen <= SILENT_S
         has_it = any(one.name == "m" for one in view.seats)
         if not open_one or view.sample is None or has_it or view.id in options["avoid"] or options["spare_recent_s"]:
             continue

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from plimsoll.cluster import ray_link, wire
-from plimsoll.cluster.messages import NodeJoined, NodeLeft
+from plimsoll.cluster import node_protocol, ray_link
+from plimsoll.cluster.node_protocol import NodeJoined, NodeLeft
 from plimsoll.cluster.ray_link import RayLink
 from plimsoll.engine.protocol import ChatRequest
 
@@ -32,7 +32,7 @@ class Machines:
         self.problem = ""
         self.breaks = False
         self.asked: queue.Queue[None] = queue.Queue()
-        self.frames: queue.Queue[list[wire.Command]] = queue.Queue()
+        self.frames: queue.Queue[list[node_protocol.Command]] = queue.Queue()
         self.carry_out = threading.Event()
         self.starts: queue.Queue[None] = queue.Queue()
 
@@ -76,12 +76,12 @@ class Machines:
         return ""
 
     async def _tell(self, frame: bytes) -> None:
-        self.frames.put(wire.decode_commands(frame))
+        self.frames.put(node_protocol.decode_commands(frame))
         await asyncio.to_thread(self.carry_out.wait, DEADLINE_S)
 
     async def _poll(self) -> bytes:
         await asyncio.sleep(0.01)
-        return wire.encode_items([])
+        return node_protocol.encode_items([])
 
 
 class Heard:
@@ -128,15 +128,15 @@ def test_a_command_is_sent_when_the_ones_before_it_were_carried_out(
 ) -> None:
     machines.there = ["x"]
     node = heard.next(NodeJoined).id
-    chat = wire.Chat("1", "a", ChatRequest([{"role": "user", "content": "hi"}]), retried=False)
+    chat = node_protocol.Chat("1", "a", ChatRequest([{"role": "user", "content": "hi"}]))
     link.send(node, chat)
     assert machines.frames.get(timeout=DEADLINE_S) == [chat]
-    link.send(node, wire.Cancel("1", "a"))
-    link.send(node, wire.Cancel("2", "a"))
+    link.send(node, node_protocol.Cancel("1", "a"))
+    link.send(node, node_protocol.Cancel("2", "a"))
     machines.watched(3)
     assert machines.frames.empty(), "Ray might carry it out first"
     machines.carry_out.set()
-    assert machines.frames.get(timeout=DEADLINE_S) == [wire.Cancel("1", "a"), wire.Cancel("2", "a")]
+    assert machines.frames.get(timeout=DEADLINE_S) == [node_protocol.Cancel("1", "a"), node_protocol.Cancel("2", "a")]
 
 
 def test_what_is_sent_after_the_end_goes_nowhere(machines: Machines, heard: Heard) -> None:
@@ -144,7 +144,7 @@ def test_what_is_sent_after_the_end_goes_nowhere(machines: Machines, heard: Hear
     one.start(heard)
     machines.watched(1)
     one.close()
-    one.send("x", wire.LookAtMemory())
+    one.send("x", node_protocol.LookAtMemory())
     one.drop("x", "gone")
 
 

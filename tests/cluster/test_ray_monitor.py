@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from plimsoll.cluster.ray_monitor import VARIABLE, warning
+from plimsoll.cluster.node_server import VARIABLE, warning
 
 
 @pytest.mark.parametrize("value", [None, "", "250", "off"])

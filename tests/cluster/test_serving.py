@@ -4,7 +4,7 @@ from typing import Any
 
 
 def test_models_that_do_not_fit_one_node_serve_at_the_same_time(cluster_server: Any) -> None:
-    entries = {name: {"source": f"fake:length={ord(name)}"} for name in "abcde"}
+    entries = {name: {"source": f"fake:hold=320MiB,length={ord(name)}"} for name in "abcde"}
     server = cluster_server(models={"entries": entries})
     for name in entries:
         assert server.says(name, f"from {name}") == f"from {name}"

@@ -5,7 +5,7 @@ import yaml
 
 from plimsoll import config
 from plimsoll.catalog import Catalog
-from plimsoll.cluster.settings import models_section, node_settings
+from plimsoll.cluster.node_server import models_section, node_settings
 from plimsoll.config import ModelsConfig
 from plimsoll.units import from_yaml
 

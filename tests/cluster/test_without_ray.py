@@ -7,21 +7,21 @@ import sys
 import pytest
 
 from plimsoll import config
-from plimsoll.cluster.connect import connect
+from plimsoll.cluster.system import connect
 from plimsoll.errors import ConfigError
 
 FRONT = """
 import sys
-import plimsoll.http.server, plimsoll.cli.app, plimsoll.actors.system, plimsoll.engine.worker
+import plimsoll.http.server, plimsoll.cli.app, plimsoll.cli.serve, plimsoll.actors.system, plimsoll.engine.worker
 assert "ray" not in sys.modules
 assert not [name for name in sys.modules if name.startswith("plimsoll.cluster")]
-groups = {"engine.worker_group", "engine.rank", "engine.leader", "engine.follower", "engine.splitting", "memory.hosts"}
-assert not [name for name in groups if "plimsoll." + name in sys.modules]
+groups = {"group.rank", "group.leader", "group.follower", "group.splitting", "handle.worker_group"}
+assert not [name for name in groups if "plimsoll.engine." + name in sys.modules]
 """
 WORKER = """
 import sys
-import plimsoll.engine.worker, plimsoll.engine.mlx_engine
-groups = {"worker_group", "rank", "leader", "follower", "splitting"}
+import plimsoll.engine.worker, plimsoll.engine.chat.engine
+groups = {"group.rank", "group.leader", "group.follower", "group.splitting", "handle.worker_group"}
 assert not [name for name in groups if "plimsoll.engine." + name in sys.modules]
 """
 
@@ -45,7 +45,7 @@ def test_an_entry_with_hosts_is_refused_before_ray_is_joined() -> None:
 
 def test_no_cluster_at_the_address_is_a_sentence_that_says_what_to_start() -> None:
     code = (
-        "from plimsoll import config; from plimsoll.cluster.connect import connect;"
+        "from plimsoll import config; from plimsoll.cluster.system import connect;"
         " connect(config.parse({'cluster': {'address': '127.0.0.1:1'}}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12}
+TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q8_K": 15}
+TYPES |= {"Q5_0": 6, "Q5_1": 7, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30}
+TYPES |= {"IQ2_XXS": 16, "IQ3_XXS": 18, "IQ4_NL": 20, "IQ4_XS": 23, "IQ1_M": 29, "TQ1_0": 34, "MXFP4": 39}
 BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS = 64, 96, 4, 2, 2
 BPE_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -13,29 +13,20 @@ from mlx_helpers import Run, open_engine, request
 from mlx_lm import stream_generate
 from mlx_lm.utils import dequantize_model, load_model, load_tokenizer
 
-MAX_TOKENS = 14
+MAX_TOKENS = 10
+# Each differs from the others in what its tokens are made of, or in how long it is. Twice as many as are generated at
+# once: the later ones join a batch that is under way.
 PROMPTS = [
     "What is the capital of France?",
-    "Name three colours.",
-    "Write a haiku about the sea.",
-    "Why is the sky blue?",
-    "Count from one to ten.",
-    "Translate 'good morning' into Spanish.",
-    "Who wrote Hamlet?",
-    "Give me a recipe for pancakes.",
     "def fibonacci(n):",
     "What is 12 + 30?",
-    "Explain photosynthesis to a child.",
-    "Tell me a joke about ships.",
     "Что такое море?",
     "Write one sentence with the emoji 🚢.",
-    "List the planets of the solar system.",
-    "How do I boil an egg?",
     "Summarise: The ship left the harbour at dawn and came back at dusk with a hold full of fish.",
-    "What does HTTP stand for?",
+    "Who wrote Hamlet?",
     "Complete the proverb: A rolling stone",
-    "Is water wet? Answer yes or no, then say why.",
 ]
+MAX_BATCH = 4
 
 
 def main(folder: Path) -> None:
@@ -49,7 +40,7 @@ def main(folder: Path) -> None:
         for text in PROMPTS
     ]
     # The model's own template: what mlx-lm makes of it must be what the engine reads.
-    engine = open_engine(folder, dequantize=True, prompt_cache_bytes=0, max_batch=8)
+    engine = open_engine(folder, dequantize=True, prompt_cache_bytes=0, max_batch=MAX_BATCH)
     assert [engine.prepare(request(text)).tokens for text in PROMPTS] == prompts
     start = time.monotonic()
     expected = [reference(model, tokenizer, prompt) for prompt in prompts]
@@ -65,7 +56,7 @@ def main(folder: Path) -> None:
         if got != right
     ]
     tokens = sum(map(len, expected))
-    names = ("stream_generate", "alone", "eight at once")
+    names = ("stream_generate", "alone", f"{MAX_BATCH} at once")
     speed = {name: round(tokens / took, 1) for name, took in zip(names, marks, strict=True)}
     result = {"blas": engine.info.blas, "tokens": tokens, "tokens_per_s": speed, "different": different}
     sys.stdout.write(json.dumps(result))

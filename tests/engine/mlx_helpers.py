@@ -8,8 +8,18 @@ import mlx.core as mx
 from mlx_lm import stream_generate
 from mlx_lm.utils import load_model, load_tokenizer
 
-from plimsoll.engine.mlx_engine import MlxEngine
-from plimsoll.engine.protocol import ChatRequest, EngineOptions, PrefillProgress, RequestError, Sampling, Step
+from plimsoll.engine.chat.engine import MlxEngine
+from plimsoll.engine.engine import Unfinished
+from plimsoll.engine.protocol import (
+    ChatRequest,
+    EngineOptions,
+    Held,
+    LeaseWanted,
+    PrefillProgress,
+    RequestError,
+    Sampling,
+    Step,
+)
 
 GREEDY = Sampling(temperature=0)
 
@@ -21,8 +31,22 @@ def open_engine(folder, clock=time.monotonic, **options):
     return engine
 
 
+def store_of(engine):
+    """The prefix store of a loaded engine."""
+    return engine._model.reuse.store
+
+
 def request(text, sampling=GREEDY, **rest):
     return ChatRequest([{"role": "user", "content": text}], sampling, **rest)
+
+
+def prepare(engine, chat):
+    """What may be submitted, with its grammar."""
+    made = engine.prepare(chat)
+    if isinstance(made, Unfinished):
+        made.work(last=False) or made.work(last=True)
+        return made.prepared()
+    return made
 
 
 class Run:
@@ -31,10 +55,11 @@ class Run:
     def __init__(self, engine):
         self.engine = engine
         self.texts, self.counts, self.reasons, self.usage, self.prefill, self.tokens = {}, {}, {}, {}, {}, {}
+        self.held, self.leases, self.parked = {}, [], set()
         self.refused, self.reasoning, self.logprobs, self.calls, self.pieces = {}, {}, {}, {}, {}
 
     def submit(self, name, chat):
-        self.engine.submit(name, self.engine.prepare(chat))
+        self.engine.submit(name, prepare(self.engine, chat))
         return self
 
     def step(self):
@@ -45,6 +70,11 @@ class Run:
                 self.refused[event.id] = event
             if isinstance(event, Step):
                 self._note(event)
+            if isinstance(event, Held):
+                self.held.setdefault(event.id, []).append(event)
+            if isinstance(event, LeaseWanted):
+                self.leases.append(event)
+        self.parked |= {one.id for one in self.engine._waiting if one.begun}
 
     def finish(self):
         while self.engine.busy():
@@ -84,7 +114,7 @@ class Run:
         take = engine._take
 
         def recording(response, draft):
-            live = engine._live[response.uid]
+            live = engine._live[response.uid]  # a row that has left is never handed to ``_take``
             if response.finish_reason != "stop":
                 self.tokens.setdefault(live.id, []).append(response.token)
             take(response, draft)

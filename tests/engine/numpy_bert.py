@@ -23,17 +23,21 @@ def read_safetensors(file):
 
 
 class NumpyBert:
-    """One text at a time, no padding, in float64."""
+    """BERT, RoBERTa and XLM-RoBERTa: one text, or pair of texts, at a time, no padding, in float64."""
 
     def __init__(self, folder):
         self.config = json.loads((folder / "config.json").read_text())
-        self.weights = read_safetensors(folder / "model.safetensors")
+        weights = read_safetensors(folder / "model.safetensors")
+        self.weights = {name.removeprefix("bert.").removeprefix("roberta."): one for name, one in weights.items()}
+        # RoBERTa numbers its positions from behind the padding token on.
+        self.first = 0 if self.config["model_type"] == "bert" else self.config["pad_token_id"] + 1
 
-    def states(self, tokens):
+    def states(self, tokens, types=0):
         """(tokens, hidden size)."""
         table = "embeddings.{}_embeddings.weight".format
-        hidden = self.weights[table("word")][tokens] + self.weights[table("position")][: len(tokens)]
-        hidden = self._norm(hidden + self.weights[table("token_type")][0], "embeddings.LayerNorm")
+        positions = self.weights[table("position")][self.first : self.first + len(tokens)]
+        hidden = self.weights[table("word")][tokens] + positions
+        hidden = self._norm(hidden + self.weights[table("token_type")][types], "embeddings.LayerNorm")
         for index in range(self.config["num_hidden_layers"]):
             layer = f"encoder.layer.{index}"
             mixed = self._attend(hidden, f"{layer}.attention.self")
@@ -48,6 +52,12 @@ class NumpyBert:
     def mean(self, tokens):
         vector = self.states(tokens).mean(axis=0)
         return vector / np.linalg.norm(vector)
+
+    def score(self, tokens, types):
+        """The logit of a pair, by the head of the kind of model that it is."""
+        if self.config["model_type"] == "bert":
+            return self._dense(np.tanh(self._dense(self.states(tokens, types)[0], "pooler.dense")), "classifier")[0]
+        return self._dense(np.tanh(self._dense(self.states(tokens)[0], "classifier.dense")), "classifier.out_proj")[0]
 
     def _attend(self, hidden, name):
         heads = self.config["num_attention_heads"]

@@ -12,11 +12,12 @@ from mlx import nn
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.utils import load_model, save_model
 
-from plimsoll.actors import messages as m
-from plimsoll.actors.system import footprint_key
+from plimsoll.actors.load_needs import footprint_key
+from plimsoll.actors.replies import Failed, Finished
+from plimsoll.catalog.source import ModelSource
 from plimsoll.catalog.weigh import weigh, weigh_source
-from plimsoll.engine import loading
-from plimsoll.engine.protocol import EngineOptions, ModelSource, Sampling
+from plimsoll.engine.load import loading
+from plimsoll.engine.protocol import EngineOptions, Sampling
 from plimsoll.errors import ContextTooLong, LoadFailed
 
 KEYS = {"self_attn.q_proj": (64, 64), "mlp.down_proj": (128, 64)}
@@ -212,20 +213,20 @@ def test_the_entrys_adapter_reaches_the_worker(server, folder, adapter, tmp_path
     live = server(entries)
     greedy = {"sampling": Sampling(temperature=0), "max_tokens": 24}
     tuned = live.chat("tuned", "hello", **greedy)
-    assert isinstance(tuned.ending(), m.Finished)
+    assert isinstance(tuned.ending(), Finished)
     assert tuned.text == answers(folder, adapter=str(adapter))[0]
     refused = live.chat("wrong").ending()
-    assert isinstance(refused, m.Failed)
+    assert isinstance(refused, Failed)
     assert "has no adapter" in refused.error.message
 
 
 def test_the_entrys_context_bounds_prompt_and_answer(server, folder):
     live = server({"small": {"source": str(folder), "context": 40}})
     ending = live.chat("small", "fox", sampling=Sampling(temperature=0, logit_bias={1: -100})).ending()
-    assert isinstance(ending, m.Finished)
+    assert isinstance(ending, Finished)
     assert ending.reason == "length"
     assert ending.usage.prompt_tokens + ending.usage.completion_tokens == 40
     refused = live.chat("small", "dog " * 60).ending()
-    assert isinstance(refused, m.Failed)
+    assert isinstance(refused, Failed)
     assert refused.error.code == ContextTooLong.code
     assert "40" in refused.error.message

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from plimsoll.engine import cpu_math
+from plimsoll.engine.load import cpu_math
 
 mlx_attend, mlx_logsumexp = cpu_math._attend, cpu_math._logsumexp
 MASKS = ["none", "causal", "of queries", "of rows", "of heads", "added", "of padding alone", "added, with nothing left"]

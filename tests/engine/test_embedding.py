@@ -15,10 +15,15 @@ from mlx.utils import tree_flatten
 
 from plimsoll import config
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Failed, Vectors
+from plimsoll.actors.status import State
 from plimsoll.catalog import BUILTIN_EMBEDDING, default_cache_dir, resolve
-from plimsoll.engine.bert import Bert, BertConfig
-from plimsoll.engine.embedding import MAX_INPUTS, EmbeddingEngine
+from plimsoll.catalog.model_card import makes_embeddings
+from plimsoll.engine.embed.bert import Bert, BertConfig
+from plimsoll.engine.embed.engine import EmbeddingEngine
+from plimsoll.engine.embed.pooling import Recipe, read_recipe
 from plimsoll.engine.protocol import (
+    MAX_INPUTS,
     ChatRequest,
     Embedded,
     EmbedRequest,
@@ -27,7 +32,6 @@ from plimsoll.engine.protocol import (
     RequestError,
     Step,
 )
-from plimsoll.engine.sentence import Recipe, makes_embeddings, read_recipe
 from plimsoll.engine.worker import choose_engine
 from plimsoll.errors import BadRequest, ContextTooLong, InternalError, LoadFailed
 
@@ -149,7 +153,7 @@ def test_the_vectors_are_the_published_ones(minilm):
 
 def test_every_text_of_a_batch_gets_the_vector_that_numpy_computes_for_it_alone(minilm, minilm_folder):
     truth = numpy_bert.NumpyBert(minilm_folder)
-    expected = np.array([truth.mean(row) for row in minilm.prepare(EmbedRequest(TEXTS)).rows])
+    expected = np.array([truth.mean(row.tokens) for row in minilm.prepare(EmbedRequest(TEXTS)).rows])
     vectors, _ = embed(minilm, *TEXTS)
     assert cosines(vectors, expected).min() > 0.999999
 
@@ -170,8 +174,8 @@ def test_like_meanings_are_near_and_others_far(minilm):
 def test_token_ids_are_read_as_they_are(minilm):
     vectors, usage = embed(minilm, "A ship lies deep")
     prepared = minilm.prepare(EmbedRequest(["A ship lies deep"]))
-    assert (prepared.rows[0][0], prepared.rows[0][-1]) == (101, 102)
-    again, _ = embed(minilm, tokens=prepared.rows)
+    assert (prepared.rows[0].tokens[0], prepared.rows[0].tokens[-1]) == (101, 102)
+    again, _ = embed(minilm, tokens=[row.tokens for row in prepared.rows])
     assert np.array_equal(vectors, again)
     assert (usage.prompt_tokens, usage.completion_tokens) == (len(prepared.rows[0]), 0)
 
@@ -206,12 +210,12 @@ def test_the_context_may_be_set_lower_and_not_higher(minilm_folder):
 
 def test_a_text_that_is_too_long_is_cut_where_that_is_asked_for(minilm, llama_folder):
     (row,) = minilm.prepare(EmbedRequest(["word " * 300], truncate=True)).rows
-    assert (len(row), row[0], row[-1]) == (256, 101, 102)
+    assert (len(row), row.tokens[0], row.tokens[-1]) == (256, 101, 102)
     (row,) = minilm.prepare(EmbedRequest(["word"], truncate=True)).rows
     assert len(row) == 3
     decoder = opened(llama_folder, context=16)
     (row,) = decoder.prepare(EmbedRequest(["dog " * 60], truncate=True)).rows
-    assert row == opened(llama_folder).prepare(EmbedRequest(["dog " * 60])).rows[0][:16]
+    assert row.tokens == opened(llama_folder).prepare(EmbedRequest(["dog " * 60])).rows[0].tokens[:16]
 
 
 def test_an_adapter_for_an_encoder_is_refused(minilm_folder):
@@ -239,6 +243,73 @@ def test_requests_of_like_length_share_a_batch_and_each_gets_its_own_vectors(tin
     done = [event.done for event in events if isinstance(event, PrefillProgress) and event.id == "0"]
     assert done == sorted(done)
     assert len(events) < 12
+
+
+def among_others(engine, monkeypatch, change):
+    """Three requests of one text each, in one batch; ``change`` breaks the second one's. What became of it."""
+    expected = [embed(engine, text)[0] for text in TEXTS[:3]]
+    bad = engine.prepare(EmbedRequest([TEXTS[1]]))
+    change(bad.rows[0])
+    for name, prepared in (("0", None), ("bad", bad), ("2", None)):
+        engine.submit(name, prepared or engine.prepare(EmbedRequest([TEXTS[int(name)]])))
+    events = finish(engine)
+    found = {event.id: event for event in events if isinstance(event, Embedded)}
+    assert sorted(found) == ["0", "2"]
+    for name, one in found.items():
+        assert cosines(rows(one), expected[int(name)])[0] > 0.999999
+    (refused,) = [event for event in events if isinstance(event, RequestError)]
+    assert refused.id == "bad"
+    assert not engine.busy()
+    return refused
+
+
+class Panic(BaseException):
+    """What a library in Rust raises."""
+
+
+@pytest.mark.parametrize("error", [ValueError("odd shape"), Panic("panicked")])
+def test_a_text_that_can_not_be_read_ends_its_request_and_no_other(tiny, monkeypatch, error):
+    read = tiny._encoder.read
+
+    def change(row):
+        def broken(rows):
+            if row in rows:
+                raise error
+            yield from read(rows)
+
+        monkeypatch.setattr(tiny._encoder, "read", broken)
+
+    refused = among_others(tiny, monkeypatch, change)
+    assert type(error).__name__ in refused.message
+    assert refused.code == "internal_error"
+
+
+def test_a_vector_that_is_not_finite_ends_its_request_and_no_other(tiny, monkeypatch):
+    read = tiny._encoder.read
+
+    def change(row):
+        def broken(rows):
+            for vectors in read(rows):
+                odd = mx.array([one == row for one in rows])
+                yield mx.where(odd[:, None], mx.nan, vectors)
+
+        monkeypatch.setattr(tiny._encoder, "read", broken)
+
+    refused = among_others(tiny, monkeypatch, change)
+    assert "no finite vector for input 1" in refused.message
+    assert refused.param == "input"
+
+
+def test_a_device_that_fails_ends_the_embedding_worker(tiny, monkeypatch):
+    def broken(_rows):
+        raise MemoryError
+        yield
+
+    monkeypatch.setattr(tiny._encoder, "read", broken)
+    tiny.submit("a", tiny.prepare(EmbedRequest([TEXTS[0]])))
+    with pytest.raises(MemoryError):
+        tiny.step()
+    tiny.cancel("a")
 
 
 def test_a_long_request_takes_many_bounded_steps_and_can_be_cancelled_between_them(tiny):
@@ -396,8 +467,8 @@ def test_old_names_prefixes_16_bits_and_packed_weights_are_read(tmp_path, minilm
     ("different", "message"),
     [
         (
-            {"architectures": ["BertForSequenceClassification"]},
-            "BertForSequenceClassification does not make embeddings",
+            {"architectures": ["BertForTokenClassification"]},
+            "BertForTokenClassification does not make embeddings",
         ),
         ({"hidden_act": "swish"}, "swish activations"),
         ({"position_embedding_type": "relative_key"}, "relative_key positions"),
@@ -424,19 +495,19 @@ def test_an_encoder_without_tokenizer_says_so(tmp_path, minilm_folder):
 def test_an_embedding_model_lives_as_any_other_and_refuses_chats(server, minilm_folder):
     live = server({"mini": str(minilm_folder)})
     reply = live.tell(lambda reply: m.Chat("e1", "mini", EmbedRequest(list(PUBLISHED)), reply))
-    vectors = reply.next(m.Vectors)
+    vectors = reply.next(Vectors)
     assert vectors.dimensions == 384
     found = np.frombuffer(vectors.data, "<f4").reshape(2, 384)
     assert np.abs(found[:, :6] - np.array(list(PUBLISHED.values()))).max() < 2e-6
     ending = reply.ending()
     assert (ending.reason, ending.usage.prompt_tokens) == ("stop", 13)
     refused = live.chat("mini").ending()
-    assert isinstance(refused, m.Failed)
+    assert isinstance(refused, Failed)
     assert "can't chat" in refused.error.message
-    assert live.model("mini").state == m.State.READY
+    assert live.model("mini").state == State.READY
 
 
 def test_an_entry_may_make_a_decoder_an_embedding_model(server, llama_folder):
     live = server({"vectors": {"source": str(llama_folder), "embeddings": True}})
     reply = live.tell(lambda reply: m.Chat("e2", "vectors", EmbedRequest(["fox"]), reply))
-    assert reply.next(m.Vectors).dimensions == 64
+    assert reply.next(Vectors).dimensions == 64

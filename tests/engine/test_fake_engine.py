@@ -3,7 +3,7 @@
 import pytest
 
 from plimsoll.engine.fake_engine import FakeEngine
-from plimsoll.engine.protocol import ChatRequest, EmbedRequest, Step, Tool, ToolCallPart, Usage
+from plimsoll.engine.protocol import ChatRequest, EmbedRequest, RerankRequest, Step, Tool, ToolCallPart, Usage
 from plimsoll.errors import BadRequest
 
 TOOLS = (Tool("get_weather"),)
@@ -68,9 +68,11 @@ def test_a_raw_prompt_is_echoed():
     assert text(steps("ignored", prompt="as it is")) == "as it is"
 
 
-def test_it_gives_no_embeddings():
-    with pytest.raises(BadRequest):
+def test_it_gives_no_embeddings_and_does_not_rerank():
+    with pytest.raises(BadRequest, match="gives no embeddings"):
         FakeEngine("").prepare(EmbedRequest(["x"]))
+    with pytest.raises(BadRequest, match="can't rerank"):
+        FakeEngine("").prepare(RerankRequest("x", ["y"]))
 
 
 def test_it_runs_out_of_memory_after_a_token_when_told_to():

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import schemas
 import tiny_llama
-from mlx_helpers import Run, open_engine, request
+from mlx_helpers import Run, open_engine, prepare, request
 
 from plimsoll import catalog, config
-from plimsoll.engine import grammar
-from plimsoll.engine.environment import worker_environment
+from plimsoll.engine.chat import grammar
+from plimsoll.engine.handle.environment import worker_environment
 from plimsoll.engine.protocol import Format, Sampling, Tool
 from plimsoll.errors import BadRequest, LoadFailed
 
@@ -170,7 +170,7 @@ def test_white_space_is_at_most_one_space_after_a_comma_or_a_colon(engine):
 )
 def test_a_schema_that_cannot_be_used_is_refused_with_the_reason(engine, schema, reason):
     with pytest.raises(BadRequest, match=reason) as caught:
-        engine.prepare(ask(schema))
+        prepare(engine, ask(schema))
     assert caught.value.param == "response_format"
 
 
@@ -179,7 +179,7 @@ def test_a_schema_too_deep_is_refused_without_recursion(engine):
     for _ in range(50_000):
         schema = {"not": schema}
     with pytest.raises(BadRequest, match=f"at most {grammar.MAX_SCHEMA_DEPTH}"):
-        engine.prepare(ask(schema))
+        prepare(engine, ask(schema))
     for _ in range(50_000):
         schema = schema["not"]  # taken apart slowly: freeing it at once would recurse
 
@@ -197,7 +197,7 @@ def test_a_schema_too_deep_is_refused_without_recursion(engine):
 @pytest.mark.timeout(60)
 def test_a_schema_made_to_cost_time_is_refused_or_served_in_bounded_time(engine, schema):
     try:
-        prepared = engine.prepare(ask(schema, max_tokens=20))
+        prepared = prepare(engine, ask(schema, max_tokens=20))
     except BadRequest:
         return
     engine.submit("a", prepared)
@@ -216,21 +216,21 @@ def test_a_schema_made_to_cost_time_is_refused_or_served_in_bounded_time(engine,
 def test_a_schema_that_takes_hours_or_gigabytes_costs_a_child_process_two_seconds(engine, schema):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with pytest.raises(BadRequest, match="takes more than 2 s or 1 GiB") as caught:
-        engine.prepare(ask(schema))
+        prepare(engine, ask(schema))
     assert caught.value.param == "response_format"
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 4
     assert after.ru_maxrss < 1_200_000 or after.ru_maxrss == before.ru_maxrss  # of the largest child so far
     # Several answers to one request ask for the same again.
     with pytest.raises(BadRequest, match="takes more than 2 s"):
-        engine.prepare(ask(schema))
+        prepare(engine, ask(schema))
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime == after.ru_utime
 
 
 def test_a_schema_in_a_tool_is_tried_like_one_of_an_answer(engine):
     tool = Tool("f", "", {"properties": {"x": {"type": "integer", "multipleOf": 999_979}}, "required": ["x"]})
     with pytest.raises(BadRequest, match="takes more than 2 s") as caught:
-        engine.prepare(request("a ship", HOT, tools=(tool,), tool_choice="required"))
+        prepare(engine, request("a ship", HOT, tools=(tool,), tool_choice="required"))
     assert caught.value.param == "tools"
 
 
@@ -242,7 +242,7 @@ def test_a_client_cannot_loosen_the_spacing(engine):
 
 
 def test_the_same_schema_is_compiled_once_and_its_answers_do_not_share_a_state(engine):
-    first, second = engine.prepare(ask(SHIP)), engine.prepare(ask(SHIP))
+    first, second = prepare(engine, ask(SHIP)), prepare(engine, ask(SHIP))
     assert first.constraint is not second.constraint
     engine.submit("a", first)
     run = Run(engine)
@@ -255,7 +255,7 @@ def test_the_same_schema_is_compiled_once_and_its_answers_do_not_share_a_state(e
 
 def test_a_matcher_that_gives_up_ends_its_request_with_an_error_and_nobody_elses(engine):
     run = Run(engine).submit("plain", request("fox", max_tokens=25))
-    prepared = engine.prepare(ask(SHIP))
+    prepared = prepare(engine, ask(SHIP))
     engine.submit("broken", prepared)
     for _ in range(6):
         run.step()
@@ -268,7 +268,7 @@ def test_a_matcher_that_gives_up_ends_its_request_with_an_error_and_nobody_elses
 
 def test_a_mask_fits_logits_that_are_wider_or_narrower_than_the_vocabulary(engine):
     for width in (400, 600, 5000):
-        constraint = engine.prepare(ask(SHIP)).constraint
+        constraint = prepare(engine, ask(SHIP)).constraint
         masked = constraint(mx.array([1]), mx.zeros((1, width)))
         assert masked.shape == (1, width)
         assert np.isfinite(np.array(masked)).any()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from plimsoll import catalog, config
-from plimsoll.engine.environment import worker_environment
+from plimsoll.engine.handle.environment import worker_environment
 from plimsoll.errors import LoadFailed
 
 # Two ways of summing the same products differ in the last bits; below this gap they may choose differently.

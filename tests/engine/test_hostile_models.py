@@ -14,10 +14,12 @@ import tiny_llama
 from mlx_helpers import Run, open_engine, request
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from plimsoll.engine import prompts
+from plimsoll.catalog.source import ModelSource
 from plimsoll.engine import protocol as p
-from plimsoll.engine.process import WorkerProcess
-from plimsoll.engine.time_limit import TookTooLong, time_limit
+from plimsoll.engine.chat import prompts
+from plimsoll.engine.dialect import dialect
+from plimsoll.engine.handle.process import WorkerProcess
+from plimsoll.engine.prompt_bounds import TookTooLong, time_limit
 from plimsoll.errors import BadRequest, LoadFailed
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}\
@@ -133,7 +135,8 @@ def test_a_template_that_leaves_its_sandbox_costs_its_request(folder, template):
 
 
 def test_a_template_that_never_ends_is_stopped_and_other_requests_go_on(folder, monkeypatch):
-    monkeypatch.setattr(prompts, "_TEMPLATE_S", 0.5)
+    monkeypatch.setattr(dialect, "_TEMPLATE_S", 0.5)
+    monkeypatch.setattr(dialect, "_PROBE_S", 0.5)
     change(folder / "tokenizer_config.json", chat_template=ENDLESS)
     engine = open_engine(folder)
     run = Run(engine)
@@ -198,7 +201,7 @@ def test_a_tokenizer_that_panics_costs_its_request_and_not_the_worker(folder):
     events = queue.Queue()
     worker = WorkerProcess(events.put, events.put)
     try:
-        worker.send(p.LoadModel(p.ModelSource("m", "folder", str(folder)), p.EngineOptions(cache_dir="")))
+        worker.send(p.LoadModel(ModelSource("m", "folder", str(folder)), p.EngineOptions(cache_dir="")))
         assert isinstance(last(events, p.Ready, int), p.Ready)
         worker.send(p.Generate("bad", p.ChatRequest([], prompt="a" * 60 + "b", max_tokens=2)))
         refused = last(events, p.RequestError, int)
@@ -236,7 +239,7 @@ def told(folder):
     events = queue.Queue()
     worker = WorkerProcess(events.put, events.put)
     try:
-        worker.send(p.LoadModel(p.ModelSource("m", "folder", str(folder)), p.EngineOptions(cache_dir="")))
+        worker.send(p.LoadModel(ModelSource("m", "folder", str(folder)), p.EngineOptions(cache_dir="")))
         return last(events, p.LoadError, p.Ready, int)
     finally:
         worker.kill()

@@ -8,6 +8,7 @@ import pytest
 import tiny_llama
 from mlx_helpers import Run, open_engine, request
 
+from plimsoll.engine.chat.sampling import TokenLogprobs
 from plimsoll.engine.protocol import ChatRequest, EmbedRequest, Format, Sampling, Usage
 from plimsoll.errors import BadRequest
 
@@ -43,6 +44,20 @@ def test_log_probabilities_are_the_models_own(folder, engine):
         assert said.text == decode([token])
         assert said.logprob == pytest.approx(row[token].item(), abs=1e-4)
         assert [value for _, value in said.top] == pytest.approx(sorted(row.tolist())[-5:][::-1], abs=1e-4)
+
+
+def test_tokens_that_are_a_part_of_a_character_have_its_bytes(engine):
+    tokenizer = engine._model.loaded.tokenizer
+    text = "水 ships \U0001f40b"  # the whale is no token of its own
+    scored = TokenLogprobs(tokenizer)
+    logprobs = mx.zeros((len(tokenizer.get_vocab()),))
+    said = [scored.of(token, logprobs, 0) for token in tokenizer.encode(text, add_special_tokens=False)]
+    assert any("\ufffd" in one.text for one in said)
+    assert b"".join(one.encoded for one in said).decode() == text
+    # The same holds for a token that was not chosen.
+    for token in tokenizer.encode(text, add_special_tokens=False):
+        best = scored.of(0, mx.where(mx.arange(len(tokenizer.get_vocab())) == token, 0.0, -5.0), 1)
+        assert [other[2] for other in best.alternatives] == [scored.of(token, logprobs, 0).encoded]
 
 
 def test_the_greedy_token_is_the_likeliest(engine):

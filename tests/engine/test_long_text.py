@@ -2,7 +2,7 @@
 
 import pytest
 
-from plimsoll.engine.long_text import beginning
+from plimsoll.engine.prompt_bounds import beginning
 
 
 class Counter:

@@ -11,10 +11,16 @@ import mlx_helpers as helpers
 import pytest
 import tiny_llama
 from mlx import nn
-from mlx_helpers import Run, answer, open_engine, request
+from mlx.utils import tree_flatten
+from mlx_helpers import Run, answer, open_engine, request, store_of
+from mlx_lm.models import gpt_bigcode, mamba
+from mlx_lm.models.cache import ChunkedKVCache
 from mlx_lm.utils import load_model, save_model
 
-from plimsoll.engine import blas, loading
+from plimsoll.engine.chat import one_at_a_time
+from plimsoll.engine.chat import open_model as opening
+from plimsoll.engine.load import loading
+from plimsoll.engine.load import weights as blas
 from plimsoll.engine.protocol import ChatRequest, Sampling, Usage
 from plimsoll.errors import BadRequest, ContextTooLong, InternalError, LoadFailed
 
@@ -340,7 +346,7 @@ def test_a_prompt_cache_of_no_bytes_keeps_nothing(uncached):
     for name in ("a", "b"):
         run.submit(name, request("fox", max_tokens=5)).finish()
     assert run.usage["b"].cached_tokens == 0
-    assert len(uncached._cache) == 0
+    assert len(store_of(uncached)) == 0
 
 
 def test_the_byte_limit_of_the_prompt_cache_holds_in_mlxs_own_count(folder):
@@ -352,7 +358,7 @@ def test_the_byte_limit_of_the_prompt_cache_holds_in_mlxs_own_count(folder):
         for index in range(8):
             run.submit(str(index), request(f"{batch} {index} dog" * 8, max_tokens=24))
         run.finish()
-        assert 0 < engine._cache.nbytes <= limit
+        assert 0 < store_of(engine).nbytes <= limit
         mx.clear_cache()
         # Tokens and random keys take a little too.
         assert mx.get_active_memory() - idle < limit + 16 * 1024
@@ -369,10 +375,10 @@ def test_trim_gives_the_prompt_cache_back(engine):
 
 def test_every_pass_over_the_weights_gives_a_token_to_all_that_begin_and_all_that_run(folder, monkeypatch):
     engine = open_engine(folder)
-    batch = engine._model.generator._generation_batch
+    batch = engine._model.generator.decoding
     passes = []
-    real = batch._step
-    monkeypatch.setattr(batch, "_step", lambda: passes.append(list(batch.uids)) or real())
+    real = batch.step
+    monkeypatch.setattr(batch, "step", lambda: passes.append(list(batch.uids)) or real())
     run = Run(engine).submit("a", request("fox", max_tokens=6))
     run.step()
     assert (run.counts["a"], len(passes)) == (1, 1)
@@ -419,7 +425,7 @@ def test_an_idle_engine_keeps_conversations_and_gives_back_what_the_allocator_ho
     while engine.idle():
         pass
     assert mx.get_cache_memory() == 0
-    assert len(engine._cache) > 0
+    assert len(store_of(engine)) > 0
 
 
 def test_close_drops_the_model(folder):
@@ -438,7 +444,9 @@ def test_close_drops_the_model(folder):
 
 
 def test_a_prompt_that_fills_the_context_is_refused_with_the_figures(engine):
-    with pytest.raises(ContextTooLong, match=r"has \d{3,} tokens and the model's context is 256 tokens") as caught:
+    with pytest.raises(
+        ContextTooLong, match=r"prompt is too long: \d{3,} tokens > 255 maximum. .* maximum context length is 256"
+    ) as caught:
         engine.prepare(request("ship " * 400))
     assert caught.value.param == "messages"
 
@@ -558,13 +566,95 @@ def test_a_folder_that_lacks_a_file_is_named(folder, tmp_path, missing):
         open_engine(tmp_path / "model")
 
 
-def test_a_model_whose_cache_cannot_be_batched_is_refused_at_load(folder, monkeypatch):
-    class OddCache:
-        pass
+def test_a_model_whose_caches_cannot_be_batched_answers_one_request_after_another(folder, monkeypatch):
+    class Chunks(ChunkedKVCache):
+        def __init__(self):
+            super().__init__(10_000)
 
-    monkeypatch.setattr(loading, "make_prompt_cache", lambda _: [OddCache()])
-    with pytest.raises(LoadFailed, match="type llama keeps a OddCache"):
-        open_engine(folder)
+    assert not hasattr(Chunks, "merge")
+    texts = ("hello", "dog " * 30, "fox")
+    batched = open_engine(folder)
+    wanted = [answer(batched, request(text, max_tokens=12)) for text in texts]
+    for module in (loading, opening, one_at_a_time):
+        monkeypatch.setattr(module, "make_prompt_cache", lambda model, *_: [Chunks() for _ in model.layers])
+    engine = open_engine(folder)
+    run = Run(engine)
+    for text in texts:
+        run.submit(text, request(text, max_tokens=12))
+    at_once = 0
+    while engine.busy():
+        run.step()
+        at_once = max(at_once, len(engine._live))
+    assert [run.texts[text] for text in texts] == wanted
+    assert at_once == 1
+    again = Run(engine).submit("again", request(texts[1], max_tokens=12)).finish()
+    assert again.texts["again"] == wanted[1]
+    assert again.usage["again"].cached_tokens == again.usage["again"].prompt_tokens - 1
+
+
+def test_a_model_whose_code_takes_one_row_only_answers_one_request_after_another(tmp_path):
+    folder = tiny_llama.build(tmp_path / "tiny")
+    own = json.loads((folder / "config.json").read_text())
+    config = {
+        "model_type": "gpt_bigcode",
+        "vocab_size": own["vocab_size"],
+        "eos_token_id": own["eos_token_id"],
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_inner": 64,
+        "n_head": 4,
+        "n_positions": 512,
+        "layer_norm_epsilon": 1e-5,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    mx.random.seed(3)
+    model = gpt_bigcode.Model(gpt_bigcode.ModelArgs.from_dict(config))
+    wide = {name: array + 0.3 * mx.random.normal(array.shape) for name, array in tree_flatten(model.parameters())}
+    mx.save_safetensors(str(folder / "model.safetensors"), wide, metadata={"format": "mlx"})
+    engine = open_engine(folder)
+    run = Run(engine)
+    for text in ("hello", "dog " * 30):
+        run.submit(text, request(text, max_tokens=4))
+    run.finish()
+    assert run.refused == {}
+    for text in ("hello", "dog " * 30):
+        assert run.tokens[text] == helpers.reference(folder, text, 4)[0]
+
+
+def test_padding_does_not_get_into_recurrent_states(tmp_path):
+    folder = tiny_llama.build(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    config = {
+        "model_type": "mamba",
+        "vocab_size": config["vocab_size"],
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "state_size": 4,
+        "num_hidden_layers": 2,
+        "conv_kernel": 4,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "time_step_rank": 4,
+        "eos_token_id": config["eos_token_id"],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    mx.random.seed(3)
+    model = mamba.Model(mamba.ModelArgs.from_dict(config))
+    wide = {name: array + 0.3 * mx.random.normal(array.shape) for name, array in tree_flatten(model.parameters())}
+    mx.save_safetensors(str(folder / "model.safetensors"), wide, metadata={"format": "mlx"})
+    texts = ("fox", "dog " * 9, "hello there", "the line on her side " * 9)
+    single = open_engine(folder, prompt_cache_bytes=0)
+    wanted = [answer(single, request(text, max_tokens=8)) for text in texts]
+    engine = open_engine(folder)
+    run = Run(engine)
+    for text in texts:
+        run.submit(text, request(text, max_tokens=8))
+    run.finish()
+    assert [run.texts[text] for text in texts] == wanted
+    for text, said in zip(texts, wanted, strict=True):
+        again = Run(engine).submit("again", request(text, max_tokens=8)).finish()
+        assert again.texts["again"] == said
+        assert again.usage["again"].cached_tokens == again.usage["again"].prompt_tokens - 1
 
 
 # ---- prompts that begin alike

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from plimsoll.engine import openblas
-from plimsoll.engine.environment import worker_environment
+from plimsoll.engine.handle import environment as openblas
+from plimsoll.engine.handle.environment import worker_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the package is for Linux")
 
 MULTIPLY = """
 import mlx.core as mx
 import numpy as np
-from plimsoll.engine.blas import blas_in_use
+from plimsoll.engine.load.weights import blas_in_use
 rng = np.random.default_rng(1)
 left, right = rng.normal(size=(2, 65, 65)).astype("float32")
 assert np.allclose(np.array(mx.array(left) @ mx.array(right)), left @ right, atol=1e-4)

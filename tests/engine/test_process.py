@@ -5,6 +5,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
+from plimsoll.catalog.source import ModelSource
 from plimsoll.engine import protocol as p
-from plimsoll.engine.environment import worker_environment
-from plimsoll.engine.process import WorkerProcess
+from plimsoll.engine.handle.environment import worker_environment
+from plimsoll.engine.handle.process import NOT_STARTED, Started, WorkerProcess
 
 OPTIONS = p.EngineOptions(cache_dir="")
 
@@ -25,7 +27,7 @@ class Heard:
     def __init__(self, switches: str) -> None:
         self.events: queue.Queue[Any] = queue.Queue()
         self.worker = WorkerProcess(self.events.put, self.events.put)
-        self.worker.send(p.LoadModel(p.ModelSource("a", "fake", switches), OPTIONS))
+        self.worker.send(p.LoadModel(ModelSource("a", "fake", switches), OPTIONS))
 
     def next(self, kind: type) -> Any:
         while not isinstance(event := self.events.get(timeout=20), kind):
@@ -89,8 +91,9 @@ def test_a_worker_without_a_model_of_its_own_never_imports_mlx(worker: Any) -> N
 
 FRONT = """
 import sys, time
+from plimsoll.catalog.source import ModelSource
 from plimsoll.engine import protocol as p
-from plimsoll.engine.process import WorkerProcess
+from plimsoll.engine.handle.process import WorkerProcess
 switches = sys.argv[1]
 def heard(event):
     if isinstance(event, p.Ready):
@@ -98,7 +101,7 @@ def heard(event):
     if isinstance(event, p.LoadProgress if "load_s" in switches else p.Ready):
         print(worker.pid, flush=True)
 worker = WorkerProcess(heard, lambda code: None)
-worker.send(p.LoadModel(p.ModelSource("a", "fake", switches), p.EngineOptions(cache_dir="")))
+worker.send(p.LoadModel(ModelSource("a", "fake", switches), p.EngineOptions(cache_dir="")))
 time.sleep(60)
 """
 
@@ -159,14 +162,14 @@ def test_a_warm_worker_tells_whom_it_was_handed_to() -> None:
     worker = WorkerProcess(first.put, lambda *exit_: first.put(exit_), warm=True)
     try:
         worker.hand_over(second.put, lambda *exit_: second.put(exit_))
-        worker.send(p.LoadModel(p.ModelSource("a", "fake", "answer=hi"), OPTIONS))
+        worker.send(p.LoadModel(ModelSource("a", "fake", "answer=hi"), OPTIONS))
         while not isinstance(second.get(timeout=60), p.Ready):
             pass
     finally:
         worker.kill()
     while second.get(timeout=20) != (-signal.SIGKILL, False):
         pass
-    assert first.empty()
+    assert all(isinstance(item, Started) for item in list(first.queue))
 
 
 def test_a_worker_that_read_ahead_in_vain_loads_another_model(tmp_path: Path) -> None:
@@ -174,8 +177,8 @@ def test_a_worker_that_read_ahead_in_vain_loads_another_model(tmp_path: Path) ->
     worker = WorkerProcess(heard.put, lambda *exit_: heard.put(exit_), warm=True)
     try:
         for folder in (tmp_path, tmp_path / "missing"):
-            worker.send(p.ReadAhead(p.ModelSource("b", "folder", str(folder)), ""))
-        worker.send(p.LoadModel(p.ModelSource("a", "fake", "answer=hi"), OPTIONS))
+            worker.send(p.ReadAhead(ModelSource("b", "folder", str(folder)), ""))
+        worker.send(p.LoadModel(ModelSource("a", "fake", "answer=hi"), OPTIONS))
         while not isinstance(heard.get(timeout=60), p.Ready):
             pass
     finally:
@@ -187,6 +190,79 @@ def test_an_exit_before_the_hand_over_is_told_to_both() -> None:
     second: queue.Queue[Any] = queue.Queue()
     worker = WorkerProcess(first.put, lambda *exit_: first.put(exit_), warm=True)
     worker.kill()
-    assert first.get(timeout=20) == (-signal.SIGKILL, False)
+    while not isinstance(exit_ := first.get(timeout=20), tuple):
+        pass
+    assert exit_ == (-signal.SIGKILL, False)
     worker.hand_over(second.put, lambda *exit_: second.put(exit_))
     assert second.get(timeout=1) == (-signal.SIGKILL, False)
+
+
+def slow_start(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[Any]]:
+    """Starts wait for the event that is returned; all that were made are in the list."""
+    go, made, start = threading.Event(), [], subprocess.Popen
+
+    def popen(*arguments: Any, **options: Any) -> Any:
+        go.wait(20)
+        made.append(start(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr("plimsoll.engine.handle.process.subprocess.Popen", popen)
+    return go, made
+
+
+def test_a_slow_start_holds_up_nobody_and_what_was_sent_meanwhile_arrives(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, _ = slow_start(monkeypatch)
+    began = time.monotonic()
+    one = worker("answer=hi")  # and tells it to load
+    assert time.monotonic() - began < 1.0
+    assert one.worker.pid is None
+    go.set()
+    one.next(Started)
+    assert psutil.pid_exists(one.worker.pid)
+    one.next(p.Ready)
+
+
+@pytest.mark.parametrize("how", ["terminate", "kill"])
+def test_a_process_that_was_told_to_end_while_it_started_ends(
+    worker: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    go, made = slow_start(monkeypatch)
+    one = worker("load_s=60")
+    time.sleep(0.05)
+    getattr(one.worker, how)()
+    go.set()
+    assert one.next(int) == (-signal.SIGTERM if how == "terminate" else -signal.SIGKILL)
+    assert all(process.returncode is not None for process in made)
+
+
+def test_a_worker_that_can_not_be_started_says_why_and_has_one_exit(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def popen(*_: Any, **__: Any) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr("plimsoll.engine.handle.process.subprocess.Popen", popen)
+    one = worker()
+    assert "no more processes" in one.next(p.LoadError).message
+    assert one.next(int) == NOT_STARTED
+    one.worker.kill()
+    with pytest.raises(queue.Empty):
+        one.events.get(timeout=0.1)
+
+
+GARBAGE = "import socket, sys, time; socket.socket(fileno=int(sys.argv[1])).sendall(b'\\xff' * 64); time.sleep(60)"
+
+
+def test_what_is_no_message_of_the_protocol_is_the_reason_that_is_told(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "plimsoll.engine.handle.process.worker_command", lambda python, link: [python, "-c", GARBAGE, link]
+    )
+    one = worker()
+    told = one.next(p.EngineError)
+    assert told.kind == "engine"
+    assert "protocol" in told.message
+    assert one.next(int) == -signal.SIGKILL

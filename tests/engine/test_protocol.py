@@ -61,3 +61,13 @@ def test_text_that_is_not_utf_8_is_a_protocol_error() -> None:
     frame = p.encode(p.RequestError("a", "internal_error", "XX"))
     with pytest.raises(p.ProtocolError, match="malformed frame"):
         through(frame.replace(b"XX", b"\xff\xfe"))
+
+
+def test_a_command_comes_with_the_size_of_its_frame() -> None:
+    """The reader encoded every conversation once more to know how long it is."""
+    command = p.Generate("a", p.ChatRequest([{"role": "user", "content": "X" * 1000}]))
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours:
+            ours.sendall(p.encode(command))
+        assert list(p.read_commands(theirs)) == [(command, len(p.encode(command)) - 4)]

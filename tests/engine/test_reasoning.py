@@ -72,13 +72,13 @@ def test_reasoning_ends_at_its_mark(engine):
     run.submit("b", ask(engine, thinking=True, end=100, max_tokens=3)).finish()
     assert run.reasons == {"a": "length", "b": "length"}
     assert run.reasoning.get("b", "") == ""
-    # A second mark closes nothing: it is text.
-    assert run.texts["b"] == "</think></think>"
+    # Before anything was said a mark that closes nothing is no word of the answer's either.
+    assert run.texts["b"] == ""
 
 
 def test_a_model_that_opens_its_thoughts_itself_is_understood(engine):
     run = Run(engine).submit("a", ask(engine, start=100, end=-100, max_tokens=4)).finish()
-    assert (run.texts["a"], run.reasoning["a"]) == ("", "<think>" * 3)
+    assert (run.texts["a"], run.reasoning["a"]) == ("", "<think>" * 2)
 
 
 def test_stop_strings_are_not_looked_for_in_thoughts(engine):
@@ -110,3 +110,18 @@ def test_a_raw_prompt_is_answered_as_it_is(engine):
     raw = request("", Sampling(temperature=0, logit_bias={engine.marks[0]: 100.0}), prompt="x <think>", max_tokens=3)
     run = Run(engine).submit("a", raw).finish()
     assert (run.texts["a"], run.reasoning) == ("<think>" * 3, {})
+
+
+def test_thoughts_end_where_their_budget_does(engine):
+    for budget in (0, 3):
+        run = Run(engine).submit("a", ask(engine, thinking=True, end=-50, thinking_budget=budget)).finish()
+        assert run.tokens["a"].index(engine.marks[1]) == budget
+        assert run.texts["a"]
+
+
+def test_a_budget_bounds_thoughts_that_the_model_opens_itself_and_nothing_else(engine):
+    run = Run(engine).submit("a", ask(engine, start=100, end=-50, thinking_budget=2)).finish()
+    assert run.tokens["a"][0] == engine.marks[0]
+    assert run.tokens["a"].index(engine.marks[1]) == 3
+    free = Run(engine).submit("a", ask(engine, start=-100, end=-100)).finish()
+    assert Run(engine).submit("a", ask(engine, start=-100, end=-100, thinking_budget=0)).finish().texts == free.texts

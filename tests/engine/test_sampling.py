@@ -7,15 +7,15 @@ import mlx.core as mx
 import pytest
 import tiny_llama
 from mlx_lm import sample_utils
-from mlx_lm.models.cache import KVCache
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, NaiveStreamingDetokenizer
 from transformers import PreTrainedTokenizerFast
 
-from plimsoll.engine import sampling as filters
-from plimsoll.engine.answer_text import AnswerText
-from plimsoll.engine.prompt_cache import PromptCache, common_prefix
+from plimsoll.engine.chat import sampling as filters
+from plimsoll.engine.chat.prefix_store.tree import common_prefix
+from plimsoll.engine.chat.running import AnswerParts
+from plimsoll.engine.chat.sampling import draw, penalties, sampler_for
+from plimsoll.engine.dialect.answer_plan import PLAIN
 from plimsoll.engine.protocol import Sampling
-from plimsoll.engine.sampling import Samplers, penalties
 
 # ---- filters and samplers
 
@@ -51,30 +51,28 @@ def test_each_filter_keeps_what_mlx_lms_keeps(logprobs, name, value):
 
 
 def test_greedy_requests_share_one_sampler_so_that_a_batch_stays_a_batch():
-    samplers = Samplers()
-    assert samplers.sampler(Sampling(temperature=0, seed=1)) is samplers.sampler(Sampling(temperature=0, top_p=0.3))
+    assert sampler_for(Sampling(temperature=0, seed=1)) is sampler_for(Sampling(temperature=0, top_p=0.3))
 
 
-def test_requests_without_a_seed_share_a_sampler_per_setting_whatever_their_penalties():
-    samplers = Samplers()
-    assert samplers.sampler(Sampling()) is samplers.sampler(Sampling(presence_penalty=1))
-    assert samplers.sampler(Sampling()) is not samplers.sampler(Sampling(top_p=0.5))
-    assert samplers.sampler(Sampling(seed=1)) is not samplers.sampler(Sampling(seed=1))
+def test_rows_of_one_kind_are_drawn_together_as_if_each_were_alone(logprobs):
+    def some():
+        return [sampler_for(Sampling(seed=seed, top_p=0.9, presence_penalty=seed / 10)) for seed in (1, 2, -3)]
+
+    alone = [[one(logprobs[row : row + 1]).item() for _ in range(5)] for row, one in enumerate(some())]
+    together = some()
+    assert len({one.kind for one in together}) == 1
+    assert [list(row) for row in zip(*(draw(together, logprobs).tolist() for _ in range(5)), strict=True)] == alone
+    assert sampler_for(Sampling(top_p=0.5)).kind != together[0].kind
 
 
-def test_the_shared_samplers_are_bounded():
-    samplers = Samplers()
-    for index in range(1000):
-        samplers.sampler(Sampling(temperature=1 + index / 1000))
-    assert len(samplers._shared) <= 64
-
-
-def test_a_shared_sampler_draws_a_row_for_each_request():
-    flat = mx.zeros((16, 1000))
-    sampler = Samplers().sampler(Sampling())
-    first, second = sampler(flat).tolist(), sampler(flat).tolist()
-    assert len(set(first)) > 8
-    assert first != second
+def test_each_token_is_drawn_by_the_seed_and_its_position_alone():
+    flat = mx.zeros((1, 1000))
+    first = sampler_for(Sampling(seed=9))
+    drawn = [first(flat).item() for _ in range(20)]
+    later = sampler_for(Sampling(seed=9))
+    later.position = 12
+    assert [later(flat).item() for _ in range(8)] == drawn[12:]
+    assert sampler_for(Sampling()).key.tolist() != sampler_for(Sampling()).key.tolist()
 
 
 def test_a_seed_repeats_and_leaves_the_global_generator_alone():
@@ -83,7 +81,7 @@ def test_a_seed_repeats_and_leaves_the_global_generator_alone():
     state = mx.random.state[0].tolist()
     draws = []
     for _ in range(2):
-        sampler = Samplers().sampler(Sampling(seed=9))
+        sampler = sampler_for(Sampling(seed=9))
         draws.append([sampler(flat).item() for _ in range(20)])
     assert draws[0] == draws[1]
     assert len(set(draws[0])) > 15
@@ -94,7 +92,7 @@ def test_temperature_sharpens_the_distribution():
     logits = mx.array([[0.0, 2.0]])
     shares = []
     for temperature in (0.2, 1, 2):
-        sampler = Samplers().sampler(Sampling(temperature=temperature, seed=1))
+        sampler = sampler_for(Sampling(temperature=temperature, seed=1))
         shares.append(sum(sampler(logits).item() for _ in range(300)) / 300)
     # The logistic function of 2 / temperature.
     assert shares == pytest.approx([1.0, 0.88, 0.73], abs=0.07)
@@ -154,19 +152,15 @@ class Letters:
         self.last_segment = ""
 
 
-def joined(segments):
-    return "".join(segment.text for segment in segments)
-
-
 def shown(chunks, stop):
     """All text that is shown, and whether a stop string ended it."""
-    text = AnswerText(Letters(), stop)
+    text = AnswerParts(Letters(), tuple(stop), PLAIN)
     out = ""
     for chunk in chunks:
-        out += joined(text.add(chunk))
-        if text.stopped:
+        out += text.add(chunk).text
+        if text.ended:
             return out, True
-    return out + joined(text.finish()), text.stopped
+    return out + text.finish().text, text.ended
 
 
 @pytest.mark.parametrize(
@@ -223,9 +217,9 @@ def test_any_stop_strings_in_any_chunks_do_what_a_plain_search_does():
     ],
 )
 def test_the_stop_string_that_ended_an_answer_is_known(chunks, stop, found):
-    text = AnswerText(Letters(), stop)
+    text = AnswerParts(Letters(), tuple(stop), PLAIN)
     for chunk in chunks:
-        if not text.stopped:
+        if not text.ended:
             text.add(chunk)
     assert text.stop_found == found
 
@@ -247,28 +241,28 @@ def byte_tokens(bpe, text):
 
 @pytest.mark.parametrize("kind", [BPEStreamingDetokenizer, NaiveStreamingDetokenizer])
 def test_a_character_cut_into_tokens_appears_when_it_is_whole(bpe, kind):
-    text = AnswerText(kind(bpe), ())
-    parts = [joined(text.add(token)) for token in byte_tokens(bpe, "a🚢ж")]
+    text = AnswerParts(kind(bpe), (), PLAIN)
+    parts = [text.add(token).text for token in byte_tokens(bpe, "a🚢ж")]
     assert parts == ["a", "", "", "", "🚢", "", "ж"]
-    assert joined(text.finish()) == ""
+    assert text.finish().text == ""
 
 
 @pytest.mark.parametrize("kind", [BPEStreamingDetokenizer, NaiveStreamingDetokenizer])
 def test_a_character_that_stays_incomplete_ends_as_a_replacement(bpe, kind):
-    text = AnswerText(kind(bpe), ())
-    parts = [joined(text.add(token)) for token in byte_tokens(bpe, "a🚢")[:-1]]
+    text = AnswerParts(kind(bpe), (), PLAIN)
+    parts = [text.add(token).text for token in byte_tokens(bpe, "a🚢")[:-1]]
     assert "".join(parts) == "a"
-    assert set(joined(text.finish())) == {"\N{REPLACEMENT CHARACTER}"}
+    assert set(text.finish().text) == {"\N{REPLACEMENT CHARACTER}"}
 
 
 def test_a_stop_string_is_found_in_a_character_cut_into_tokens(bpe):
-    text = AnswerText(BPEStreamingDetokenizer(bpe), ("🚢",))
+    text = AnswerParts(BPEStreamingDetokenizer(bpe), ("🚢",), PLAIN)
     out = ""
     for token in byte_tokens(bpe, "a🚢b"):
-        out += joined(text.add(token))
-        if text.stopped:
+        out += text.add(token).text
+        if text.ended:
             break
-    assert (out, text.stopped) == ("a", True)
+    assert (out, text.ended) == ("a", True)
 
 
 def test_a_detokenizer_that_cannot_finish_costs_its_held_text_only():
@@ -277,92 +271,12 @@ def test_a_detokenizer_that_cannot_finish_costs_its_held_text_only():
             self.last_segment = ""
             raise KeyError("\uff5c")
 
-    text = AnswerText(Broken(), ("END",))
-    assert joined(text.add("a EN")) == "a "
-    assert joined(text.finish()) == "EN"
+    text = AnswerParts(Broken(), ("END",), PLAIN)
+    assert text.add("a EN").text == "a "
+    assert text.finish().text == "EN"
 
 
-# ---- the prompt cache
-
-
-def layers(length, *, trimmable=True):
-    cache = KVCache()
-    cache.update_and_fetch(mx.ones((1, 1, length, 4)), mx.ones((1, 1, length, 4)))
-    if not trimmable:
-        cache.is_trimmable = lambda: False
-    return [cache]
-
-
-EACH = layers(100)[0].nbytes
-
-
-def test_the_longest_common_beginning_is_taken_and_the_rest_trimmed_off_a_copy():
-    cache = PromptCache(10 * EACH)
-    cache.put([1, 2, 3, 4, 5], layers(5))
-    cache.put([1, 2, 9], layers(3))
-    taken, length = cache.take([1, 2, 3, 7, 8])
-    assert (length, taken[0].offset) == (3, 3)
-    taken, length = cache.take([1, 2, 3, 4, 5, 6])
-    assert (length, taken[0].offset) == (5, 5)
-    assert cache.take([5, 5]) == (None, 0)
-
-
-def test_the_last_token_is_always_left_to_read():
-    cache = PromptCache(10 * EACH)
-    cache.put([1, 2, 3], layers(3))
-    assert cache.take([1, 2, 3])[1] == 2
-    assert cache.take([1, 2])[1] == 1
-    assert cache.take([1]) == (None, 0)
-
-
-def test_layers_that_cannot_be_trimmed_serve_only_what_continues_them():
-    cache = PromptCache(10 * EACH)
-    cache.put([1, 2, 3], layers(3, trimmable=False))
-    assert cache.take([1, 2, 3]) == (None, 0)
-    assert cache.take([1, 2, 9, 9]) == (None, 0)
-    assert cache.take([1, 2, 3, 4])[1] == 3
-
-
-def test_a_longer_entry_replaces_its_own_beginning():
-    cache = PromptCache(10 * EACH)
-    cache.put([1, 2], layers(2))
-    cache.put([1, 2, 3], layers(3))
-    cache.put([1, 2], layers(2))
-    cache.put([1, 2, 3], layers(3))
-    assert len(cache) == 1
-    assert cache.take([1, 2, 3, 4])[1] == 3
-
-
-def test_the_byte_limit_holds_and_the_least_recently_used_leaves_first():
-    cache = PromptCache(3 * EACH)
-    for first in (1, 2, 3):
-        cache.put([first, 0], layers(100))
-    cache.take([1, 0, 0])
-    cache.put([4, 0], layers(100))
-    assert cache.nbytes == 3 * EACH
-    assert [cache.take([first, 0, 0])[1] for first in (1, 2, 3, 4)] == [2, 0, 2, 2]
-
-
-def test_an_entry_above_the_limit_does_not_drive_the_others_out():
-    cache = PromptCache(EACH)
-    cache.put([1, 2], layers(100))
-    cache.put([3, 4], layers(300))
-    assert cache.take([1, 2, 3])[1] == 2
-    assert cache.take([3, 4, 5]) == (None, 0)
-
-
-def test_what_is_kept_does_not_hold_the_batch_it_came_from():
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    batch = mx.ones((16, 1, 5000, 4)) * 2
-    mx.eval(batch)
-    one = KVCache()
-    one.keys, one.values = mx.contiguous(batch[:1, :, :50]), mx.contiguous(batch[1:2, :, :50])
-    one.offset = 50
-    cache = PromptCache(10 * EACH)
-    cache.put([1, 2], [one])
-    del batch
-    assert mx.get_active_memory() - before < 2 * one.nbytes
+# ---- beginnings of prompts
 
 
 def test_common_prefix_is_the_plain_one():

@@ -2,18 +2,23 @@
 
 import pytest
 
-from plimsoll.engine.prompts import Prompt
+from plimsoll.engine.chat.prompts import Prompt
+from plimsoll.engine.chat.running import Answer
+from plimsoll.engine.chat.waiting_line import WaitingLine
 from plimsoll.engine.protocol import Sampling
-from plimsoll.engine.waiting_line import PATIENCE_S, WaitingLine
 
-PROMPT = Prompt([1, 2], 5, Sampling(), (), open_ended=False)
+PROMPT = Prompt([1, 2], 5, Sampling(), ())
+
+
+def answer(name, arrived):
+    return Answer(name, PROMPT, None, None, [], arrived)
 
 
 @pytest.fixture
 def line():
     line = WaitingLine()
-    for name in "abc":
-        line.add(name, PROMPT)
+    for number, name in enumerate("abc", 10):
+        line.add(answer(name, number))
     return line
 
 
@@ -22,28 +27,31 @@ def ids(waiting):
 
 
 def test_first_come_first_served(line):
-    assert line.first.id == "a"
-    assert [line.pop().id for _ in range(3)] == ["a", "b", "c"]
-    assert not line
+    assert ids(line) == ["a", "b", "c"]
+    assert len(line) == 3
 
 
 def test_one_in_the_middle_can_leave(line):
     assert line.remove("b").id == "b"
     assert line.remove("b") is None
-    assert [line.pop().id for _ in range(2)] == ["a", "c"]
+    assert ids(line) == ["a", "c"]
 
 
-def test_who_is_held_up_too_long_leaves(line):
-    assert line.hold(100.0) == []
-    line.add("d", PROMPT)
-    assert line.hold(101.0) == []
-    assert line.hold(100.0 + PATIENCE_S - 0.1) == []
-    assert ids(line.hold(100.0 + PATIENCE_S)) == ["a", "b", "c"]
-    assert ids(line.hold(101.0 + PATIENCE_S)) == ["d"]
+def test_requests_may_leave_while_the_line_is_looked_through(line):
+    assert [line.remove(waiting.id).id for waiting in line] == ["a", "b", "c"]
+    assert not line
 
 
-def test_time_counts_only_while_memory_holds_the_line_up(line):
-    line.hold(100.0)
-    line.flow()
-    assert line.hold(100.0 + PATIENCE_S) == []
-    assert len(line.hold(100.0 + 2 * PATIENCE_S)) == 3
+def test_answers_that_pause_go_first_in_the_order_in_which_they_came(line):
+    for number in (7, 3, 5):
+        line.add(answer(str(number), number))
+    assert ids(line) == ["3", "5", "7", "a", "b", "c"]
+
+
+def test_a_paused_answer_reads_the_prompt_and_what_was_said():
+    paused = answer("a", 1)
+    paused.chosen += [8, 9]
+    paused.pause()
+    assert paused.tokens == [1, 2, 8, 9]
+    assert (paused.said_before, paused.generated) == (2, 2)
+    assert paused.usage().completion_tokens == 2

@@ -12,12 +12,14 @@ from typing import Any
 import psutil
 import pytest
 
+from plimsoll.catalog.source import Group, GroupHost, ModelSource
 from plimsoll.engine import protocol as p
-from plimsoll.engine.worker_group import GroupSettings, WorkerGroup
+from plimsoll.engine.handle.process import Started
+from plimsoll.engine.handle.worker_group import GroupSettings, WorkerGroup
 
 Start = Callable[..., "Heard"]
-HERE = p.GroupHost("127.0.0.1", "127.0.0.1", here=True)
-FAR = p.GroupHost("mac2", "127.0.0.1")
+HERE = GroupHost("127.0.0.1", "127.0.0.1", here=True)
+FAR = GroupHost("mac2", "127.0.0.1")
 SLOW = "tokens_per_s=50,answer=la,length=100000,context=1000000"
 # A rank on the device that is given, inside a call of MLX that waits for the first one: Python does not hear SIGTERM.
 DEAF = """
@@ -34,18 +36,16 @@ SHELL = Path(__file__).parents[1] / "far_shell.py"
 class Heard:
     """A group and all it says."""
 
-    def __init__(
-        self, shell: tuple[str, ...], hosts: tuple[p.GroupHost, ...], critical: float, emergency: float
-    ) -> None:
+    def __init__(self, shell: tuple[str, ...], hosts: tuple[GroupHost, ...], critical: float, emergency: float) -> None:
         self.events: queue.Queue[Any] = queue.Queue()
-        group = p.Group(hosts, "ring", "tensor")
+        group = Group(hosts, "ring", "tensor")
         settings = GroupSettings(group, shell, sys.executable, 5680, critical, emergency)
         self.group = WorkerGroup(settings, self.events.put, lambda *exit_: self.events.put(exit_), {})
         self.hosts: set[str] = set()
 
     def load(self, switches: str = SLOW, share_bytes: int = 0) -> "Heard":
         options = p.EngineOptions(cache_dir="")
-        self.group.send(p.LoadModel(p.ModelSource("m", "fake", switches), options, share_bytes))
+        self.group.send(p.LoadModel(ModelSource("m", "fake", switches), options, share_bytes))
         return self
 
     def next(self, kind: type | tuple[type, ...]) -> Any:
@@ -74,7 +74,7 @@ def log(tmp_path: Path) -> Path:
 def start(log: Path) -> Iterator[Start]:
     started: list[Heard] = []
 
-    def one(*hosts: p.GroupHost, critical: float = 95.0, emergency: float = 98.0, shell: tuple[str, ...] = ()) -> Heard:
+    def one(*hosts: GroupHost, critical: float = 95.0, emergency: float = 98.0, shell: tuple[str, ...] = ()) -> Heard:
         shell = shell or (sys.executable, str(SHELL), str(log))
         started.append(Heard(shell, hosts, critical, emergency))
         return started[-1]
@@ -113,7 +113,7 @@ def test_ranks_on_this_machine_are_all_named(start: Start) -> None:
 
 @pytest.mark.parametrize("hosts", [(HERE, HERE), (HERE, FAR)], ids=["here", "far"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_end_of_any_rank_is_the_end_of_all(start: Start, hosts: tuple[p.GroupHost, ...], rank: int) -> None:
+def test_the_end_of_any_rank_is_the_end_of_all(start: Start, hosts: tuple[GroupHost, ...], rank: int) -> None:
     heard = start(*hosts).load()
     begin(heard)
     processes = heard.processes
@@ -179,7 +179,7 @@ def test_an_emergency_far_away_ends_the_group_on_all_hosts(start: Start) -> None
 
 def test_files_are_fetched_by_one_process_alone(start: Start) -> None:
     heard = start(HERE, FAR)
-    heard.group.send(p.FetchModel(p.ModelSource("m", "folder", "/nowhere"), p.EngineOptions(cache_dir="")))
+    heard.group.send(p.FetchModel(ModelSource("m", "folder", "/nowhere"), p.EngineOptions(cache_dir="")))
     assert isinstance(heard.next((p.Fetched, p.LoadError)), p.LoadError | p.Fetched)
     assert len(heard.processes) <= 1
     heard.next(tuple)
@@ -212,6 +212,7 @@ def test_hosts_that_compute_on_different_devices_are_refused_before_anything_is_
 def test_no_rank_is_started_once_the_first_one_has_ended(start: Start) -> None:
     before = set(psutil.Process().children())
     heard = start(HERE, FAR)
+    heard.next(Started)
     psutil.Process(heard.group.pid).kill()
     heard.next(tuple)
     heard.load()

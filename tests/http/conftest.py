@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,11 +25,14 @@ from scripts import sends
 
 from plimsoll import config as configuration
 from plimsoll.actors import messages as m
-from plimsoll.errors import UnknownModel
+from plimsoll.actors.replies import Delta
+from plimsoll.actors.status import Status
+from plimsoll.catalog import Catalog, CatalogModel
 from plimsoll.http.app import build
-from plimsoll.http.process import guard
+from plimsoll.http.process import liveness
 from plimsoll.http.server import bind, new_loop, run
 from plimsoll.journal.journal import Journal
+from plimsoll.memory.ledger import Need
 from plimsoll.memory.sample import Level, Reading, Sample
 
 GB = 2**30
@@ -42,8 +46,8 @@ def sample(percent: float = 50.0) -> Sample:
     return Sample(1.0, (Reading("host", 128 * GB, int(128 * GB * percent / 100)),))
 
 
-def status(level: Level = Level.NORMAL, percent: float = 50.0, **changes: Any) -> m.Status:
-    plain = m.Status(level, sample(percent), [], "open", False, [])
+def status(level: Level = Level.NORMAL, percent: float = 50.0, **changes: Any) -> Status:
+    plain = Status(level, sample(percent), [], "open", False, [])
     return msgspec.structs.replace(plain, **changes)
 
 
@@ -68,6 +72,7 @@ class FakeSystem:
         self.scripts: dict[type, Script] = {m.GetStatus: lambda message: message.reply.send(status())}
         self.supervisor: Any = None
         self.journal = Journal()
+        self.needs: dict[str, tuple[Need, ...]] = {}
         self.stopped_with: list[float] = []
         self.on_stop: Callable[[], None] = lambda: None
 
@@ -78,6 +83,11 @@ class FakeSystem:
         self.stopped_with.append(grace_s)
         self.on_stop()
         self.supervisor.stop(block=True, timeout=DEADLINE_S)
+
+    def weigh(self, model: CatalogModel) -> "Future[tuple[Need, ...]]":
+        weighed: Future[tuple[Need, ...]] = Future()
+        weighed.set_result(self.needs.get(model.source.name, ()))
+        return weighed
 
     def hears(self, kind: type) -> Any:
         """The next message of that kind; others are passed over."""
@@ -99,17 +109,10 @@ class _Mark:
         self.event = event
 
 
-class FakeCatalog:
-    def __init__(self, *names: str) -> None:
-        self._names = list(names)
-
-    def names(self) -> list[str]:
-        return self._names
-
-    def find(self, name: str) -> str:
-        if name not in self._names:
-            raise UnknownModel(f"there is no model {name!r}", param="model")
-        return name
+def _models(config: dict[str, Any]) -> configuration.ModelsConfig:
+    """The section that a test gives; one that says nothing of models has these two, which are never loaded."""
+    two = {"builtin": False, "entries": {"tiny": {"source": "fake:"}, "org/big": {"source": "fake:"}}}
+    return configuration.parse({"models": config.get("models", two)}).models
 
 
 class RunningServer:
@@ -120,7 +123,7 @@ class RunningServer:
         self.config = configuration.parse(config)
         # What a reload finds; set it anew to change the file.
         self.read: Callable[[], configuration.Config] = lambda: self.config
-        self.app = build(self.config, self.system, FakeCatalog("tiny", "org/big"), lambda: self.read())  # noqa: PLW0108 - as it is then
+        self.app = build(self.config, self.system, Catalog(_models(config)), self)
         self._sock = bind("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}"
         self.stop: Callable[[], Any]
@@ -172,7 +175,7 @@ def _no_actor_is_left() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nobody_guards(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server whose scripted supervisor is dead or silent goes on, for the test to look at."""
-    monkeypatch.setattr(guard, "LOOK_S", 3600.0)
+    monkeypatch.setattr(liveness, "LOOK_S", 3600.0)
 
 
 @pytest.fixture
@@ -251,7 +254,7 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
 def says(*texts: str, **ending: Any) -> Script:
     """A script for ``Chat``: these deltas, then the ending."""
-    return sends(*(m.Delta(text, count) for count, text in enumerate(texts, start=1)), **ending)
+    return sends(*(Delta(text, count) for count, text in enumerate(texts, start=1)), **ending)
 
 
 def body(**changes: Any) -> dict[str, Any]:
@@ -270,5 +273,5 @@ def _body() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(name="status")
-def _status() -> Callable[..., m.Status]:
+def _status() -> Callable[..., Status]:
     return status

@@ -6,6 +6,8 @@ import httpx
 import pytest
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Failed, Finished
+from plimsoll.errors import ContextTooLong
 
 DEADLINE_S = 10
 
@@ -45,7 +47,7 @@ def test_an_unexpected_exception_is_500_without_its_insides(server, http, caplog
     def broken():
         raise RuntimeError("secret detail")
 
-    server.app.ctx.front.catalog.names = broken
+    server.app.ctx.state.catalog.names = broken
     response = http.get("/v1/models")
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"
@@ -54,10 +56,31 @@ def test_an_unexpected_exception_is_500_without_its_insides(server, http, caplog
     assert http.get("/health/live").status_code == 200
 
 
+TOO_LONG = "prompt is too long: 9000 tokens > 7000 maximum. Here this model's maximum context length is 7256 tokens."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat"])
+def test_a_prompt_that_can_never_fit_is_a_400_with_the_words_and_the_maximum_that_clients_act_on(
+    http, system, path, stream
+):
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Failed(ContextTooLong(TOO_LONG, param="messages")))
+    said = {"input": "hi"} if path == "/v1/responses" else {"messages": [{"role": "user", "content": "hi"}]}
+    more = {"max_tokens": 32_000} if path == "/v1/messages" else {}
+    response = http.post(path, json={"model": "tiny", "stream": stream, **said, **more})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error if path == "/api/chat" else error["message"]) == TOO_LONG
+    if path.startswith(("/v1/chat", "/v1/responses")):
+        assert error["code"] == "context_length_exceeded"
+    if path == "/v1/messages":
+        assert error["type"] == "invalid_request_error"
+
+
 def test_an_unexpected_exception_in_mid_stream_is_an_event(http, system, body, caplog):
     def nonsense(chat):
-        chat.reply.send(m.Delta("Hel", 1))
-        chat.reply.send(m.Finished("stop", None))
+        chat.reply.send(Delta("Hel", 1))
+        chat.reply.send(Finished("stop", None))
 
     system.scripts[m.Chat] = nonsense
     text = http.post("/v1/chat/completions", json=body(stream=True, stream_options={"include_usage": True})).text

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Failed, Finished
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import ConfigError, ShuttingDown
 from plimsoll.http.server import bind
@@ -49,7 +50,7 @@ class Reader(threading.Thread):
 
 def begin(server, system, body, **options):
     """A running stream with one delta sent: (its Chat, its Reader)."""
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Delta("Hel", 1))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Delta("Hel", 1))
     reader = Reader(server.url, body(stream=True, **options))
     reader.start()
     assert reader.first.wait(DEADLINE_S)
@@ -60,7 +61,7 @@ def stop_begun(server):
     """Tell the server to stop and wait until it has noticed."""
     server.stop()
     until = time.monotonic() + DEADLINE_S
-    while not server.app.ctx.front.stopping:
+    while not server.app.ctx.state.stopping:
         assert time.monotonic() < until
 
 
@@ -77,8 +78,8 @@ def test_a_running_stream_finishes_while_new_requests_are_refused(server, system
     assert (health.status_code, health.json()["stopping"]) == (200, True)
     assert httpx.get(f"{server.url}/health/ready").status_code == 503
     assert not system.stopped_with
-    chat.reply.send(m.Delta("lo", 2))
-    chat.reply.send(m.Finished("stop", USAGE))
+    chat.reply.send(Delta("lo", 2))
+    chat.reply.send(Finished("stop", USAGE))
     server.join()
     assert "[DONE]" in reader.text()
     assert system.stopped_with == [0.0]
@@ -87,7 +88,7 @@ def test_a_running_stream_finishes_while_new_requests_are_refused(server, system
 @pytest.mark.parametrize("server_config", [{"server": {"shutdown_grace": "50ms"}}])
 def test_an_answer_that_outlasts_the_grace_gets_its_error_event(server, system, body):
     chat, reader = begin(server, system, body)
-    system.on_stop = lambda: chat.reply.send(m.Failed(ShuttingDown("the server is shutting down")))
+    system.on_stop = lambda: chat.reply.send(Failed(ShuttingDown("the server is shutting down")))
     server.stop()
     server.join()
     assert "shutting_down" in reader.text()
@@ -110,8 +111,8 @@ def test_a_whole_answer_that_was_running_arrives(server, system, body):
     threading.Thread(target=ask).start()
     chat = system.hears(m.Chat)
     stop_begun(server)
-    chat.reply.send(m.Delta("Hello" * 100_000, 1))
-    chat.reply.send(m.Finished("stop", USAGE))
+    chat.reply.send(Delta("Hello" * 100_000, 1))
+    chat.reply.send(Finished("stop", USAGE))
     server.join()
     assert len(answers.get(timeout=DEADLINE_S).json()["choices"][0]["message"]["content"]) == 500_000
 
@@ -206,3 +207,8 @@ def _stat(pid):
         return Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
+
+
+def test_a_port_in_use_names_the_process_that_has_it_where_that_is_known():
+    with bind("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match=r"in use by make \(pid 7\); stop that or"):
+        bind("127.0.0.1", taken.getsockname()[1], lambda _port: "make (pid 7)")

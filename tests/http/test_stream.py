@@ -10,9 +10,11 @@ import pykka
 import pytest
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Failed, Finished, Waiting
 from plimsoll.engine.protocol import ChatRequest, Usage
 from plimsoll.errors import QueueFull, Unavailable
-from plimsoll.http.stream import Answer, Inbox, ask
+from plimsoll.http.answer import Answer
+from plimsoll.inbox import Inbox, ask
 
 DEADLINE_S = 10
 
@@ -150,12 +152,12 @@ def test_a_closed_inbox_keeps_nothing():
 
 
 def test_ask_gives_the_answer_and_skips_what_comes_before_it():
-    actor = Echo.start(m.Waiting("read", 1, 2), "answer")
+    actor = Echo.start(Waiting("read", 1, 2), "answer")
     assert asyncio.run(ask(actor, m.GetStatus, DEADLINE_S)) == "answer"
 
 
 def test_ask_raises_the_error_it_is_answered_with():
-    actor = Echo.start(m.Failed(QueueFull("full")))
+    actor = Echo.start(Failed(QueueFull("full")))
     with pytest.raises(QueueFull, match="full"):
         asyncio.run(ask(actor, m.GetStatus, DEADLINE_S))
 
@@ -170,7 +172,7 @@ def test_ask_is_not_kept_beyond_its_limit_by_progress():
     class Chatty(pykka.ThreadingActor):
         def on_receive(self, message):
             while not self.actor_stopped.is_set() and not done.is_set():
-                message.reply.send(m.Waiting("read"))
+                message.reply.send(Waiting("read"))
 
     done = threading.Event()
     actor = Chatty.start()
@@ -187,7 +189,7 @@ def test_ask_of_a_dead_supervisor_is_unavailable():
 
 
 def test_a_chat_whose_supervisor_dies_ends_as_unavailable(monkeypatch):
-    monkeypatch.setattr("plimsoll.http.stream._ALIVE_CHECK_S", 0.01)
+    monkeypatch.setattr("plimsoll.http.answer.ALIVE_CHECK_S", 0.01)
 
     async def scenario():
         actor = Echo.start()
@@ -207,8 +209,8 @@ def test_an_ending_that_nobody_has_taken_yet_still_prevents_the_cancel():
         def on_receive(self, message):
             told.append(message)
             if isinstance(message, m.Chat):
-                message.reply.send(m.Delta("a", 1))
-                message.reply.send(m.Finished("stop", Usage()))
+                message.reply.send(Delta("a", 1))
+                message.reply.send(Finished("stop", Usage()))
 
     async def scenario(actor):
         async with Answer(actor, "tiny", ChatRequest([])):
@@ -232,3 +234,23 @@ def test_the_front_end_imports_no_mlx_and_no_numpy():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
+
+
+def test_two_requests_that_one_error_ends_raise_two_errors():
+    shared = QueueFull("full", retry_after_s=2.0, param="messages", details={"a": 1})
+
+    async def scenario(actor):
+        raised = []
+        for _ in range(2):
+            with pytest.raises(QueueFull) as caught:
+                await ask(actor, m.GetStatus, DEADLINE_S)
+            raised.append(caught.value)
+        return raised
+
+    actor = Echo.start(Failed(shared))
+    first, second = asyncio.run(scenario(actor))
+    actor.stop()
+    assert first is not second
+    assert shared.__traceback__ is None
+    for error in (first, second):
+        assert (error.message, error.retry_after_s, error.param, error.details) == ("full", 2.0, "messages", {"a": 1})

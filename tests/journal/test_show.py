@@ -10,8 +10,8 @@ import pytest
 from plimsoll.journal import events as e
 from plimsoll.journal.blackbox import BlackBox
 from plimsoll.journal.lines import local_time
-from plimsoll.journal.places import blackbox_file, log_file
 from plimsoll.journal.show import parse_kind, parse_since, show
+from plimsoll.journal.store import blackbox_file, log_file
 
 DEADLINE_S = 20.0
 
@@ -49,7 +49,7 @@ def test_a_kind_can_be_chosen(filled: BlackBox) -> None:
     out = io.StringIO()
     assert show(filled.path, 1e6, kind=parse_kind("Readers-Recovered"), out=out) == 1
     assert out.getvalue().endswith("memory is read in full again\n")
-    with pytest.raises(ValueError, match=r"'teleported' is no kind of event; there are cleanup_done, "):
+    with pytest.raises(ValueError, match=r"'teleported' is no kind of event; there are answers_paused, "):
         parse_kind("teleported")
 
 

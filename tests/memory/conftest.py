@@ -7,23 +7,52 @@ from typing import Any
 import pytest
 
 from plimsoll.memory.sources import SystemSampler
+from plimsoll.memory.sources.darwin import VmPages
 
 GIB = 1024**3
 MIB = 1024**2
 
 
 class FakeDarwin:
-    """``DarwinApi`` from a table; an exception as a value is raised."""
+    """``DarwinApi`` of a Mac with 16 GiB, half of them file cache; an exception as a value is raised."""
 
     def __init__(self, footprints: dict[int, int | Exception] | None = None, level: int | Exception = 1) -> None:
         self.footprints = footprints if footprints is not None else {os.getpid(): 100 * MIB}
         self.level = level
+        self.memory: int | Exception = 16 * GIB
+        self.pages: VmPages | Exception = mac_pages(free=1, active=7, inactive=5, wired=2, internal=4)
+        self.swap: int | Exception = 0
+
+    def memory_bytes(self) -> int:
+        return _value(self.memory)
+
+    def vm_pages(self) -> VmPages:
+        return _value(self.pages)
+
+    def swap_used_bytes(self) -> int:
+        return _value(self.swap)
 
     def pressure_level(self) -> int:
         return _value(self.level)
 
     def phys_footprint(self, pid: int) -> int:
         return _value(self.footprints.get(pid, ProcessLookupError()))
+
+
+def mac_pages(
+    *,
+    free: float,
+    active: float,
+    inactive: float,
+    wired: float,
+    internal: float,
+    compressor: float = 0,
+    purgeable: float = 0,
+    page_bytes: int = 16384,
+) -> VmPages:
+    """Pages out of GiB; what is active or inactive and not internal is file cache, as in the kernel's own count."""
+    kinds = (free, active, inactive, wired, compressor, internal, active + inactive - internal, purgeable)
+    return VmPages(page_bytes, *(int(gib * GIB) // page_bytes for gib in kinds))
 
 
 def _value(value: Any) -> Any:
@@ -78,9 +107,13 @@ class Machine:
     def mounts(self, *lines: str) -> None:
         self.write(self.proc / "self" / "mountinfo", "".join(f"{line}\n" for line in lines))
 
-    def v2(self, folder: str, limit: int | str | None, current: int, **stat: int) -> Path:
-        """One v2 group; ``limit`` None leaves out memory.max, as in the root group."""
+    def v2(
+        self, folder: str, limit: int | str | None, current: int, high: int | str | None = "max", **stat: int
+    ) -> Path:
+        """One v2 group; ``limit`` None leaves out memory.max, as in the root group, and ``high`` likewise."""
         place = self.cgroup / folder
+        if high is not None and limit is not None:
+            self.write(place / "memory.high", f"{high}\n")
         names = ("inactive_file", "active_file", "slab_reclaimable", "file_dirty", "file_writeback")
         if limit is not None:
             self.write(place / "memory.max", f"{limit}\n")
@@ -89,7 +122,10 @@ class Machine:
         return place
 
     def v1(self, folder: str, limit: int, usage: int, hierarchical: int = 2**63 - 4096, **stat: int) -> Path:
-        """One v1 group; ``stat`` are the total_ figures, the plain ones are 0 as in a group whose children do all."""
+        """One v1 group; ``stat`` are the total_ figures, the plain ones are 0 as in a group whose children do all.
+
+        Without an account of swap, as where the kernel was booted without one.
+        """
         place = self.cgroup / folder
         names = ("inactive_file", "active_file", "dirty", "writeback")
         lines = [f"{name} 0\ntotal_{name} {stat.get(name, 0)}\n" for name in names]
@@ -102,6 +138,11 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
+
+
+@pytest.fixture
+def pages_of() -> Any:
+    return mac_pages
 
 
 @pytest.fixture

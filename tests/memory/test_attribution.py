@@ -2,7 +2,7 @@
 
 import pytest
 
-from plimsoll.memory.attribution import external
+from plimsoll.memory.memory_errors import external
 from plimsoll.memory.sample import Level, Reading, Sample
 
 

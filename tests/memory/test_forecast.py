@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plimsoll.memory.forecast import History, seconds_to_critical
+from plimsoll.memory.levels import History, seconds_to_critical
 from plimsoll.memory.sample import Reading, Sample
 
 TOTAL = 10**9

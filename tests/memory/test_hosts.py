@@ -1,6 +1,6 @@
 """Whether every host of a group has room for its share, on plain data."""
 
-from plimsoll.memory.hosts import HostShare, emergency, refuse
+from plimsoll.memory.group_memory import HostShare, emergency, refuse
 from plimsoll.memory.sample import Reading
 
 GIB = 1024**3

@@ -133,3 +133,22 @@ def test_the_level_falls_to_what_pressure_still_asks_for() -> None:
 
 def test_new_pressure_starts_the_ten_seconds_again() -> None:
     assert under_pressure([*[(40, W)] * 3, *[(40, N)] * 8, (40, W), *[(40, N)] * 8])[-1] == W
+
+
+def confirmed(percents: list[float]) -> list[Level]:
+    state, out = LevelState(), []
+    for index, percent in enumerate(percents):
+        state = advance(state, at(percent, 0.1 * index), THRESHOLDS)
+        out.append(state.confirmed)
+    return out
+
+
+def test_what_is_confirmed_has_no_hysteresis() -> None:
+    assert confirmed([99, 40, 99, 40]) == [E, N, E, N]
+    assert confirmed([96, 96, 94, 96, 96]) == [N, C, W, W, C]
+    assert levels([96, 96, 94, 96, 96], 0.1) == [N, C, C, C, C]
+
+
+@given(st.lists(st.floats(0, 100), max_size=60))
+def test_the_level_is_never_below_what_is_confirmed(percents: list[float]) -> None:
+    assert all(level >= sure for level, sure in zip(levels(percents), confirmed(percents), strict=True))

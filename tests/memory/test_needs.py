@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from plimsoll.memory.needs import Weight, ways_to_load
-from plimsoll.memory.plan import MIB, Need
+from plimsoll.memory.ledger import MIB, Need
+from plimsoll.memory.load_options import Weight, ways_to_load
 
 # The 135M model in 4 bits: 98 MB on disk, 538 MB as dense float32, 46 KB of KV cache for a token on a CPU.
 SMALL = Weight(98_000_000, 115_000_000, 538_000_000, 11_520, 8192)
@@ -55,3 +55,23 @@ def test_what_was_measured_replaces_the_estimate_of_that_form() -> None:
     dense, packed = ways(measured={True: 600_000_000})
     assert dense.total_bytes == 600_000_000 + 1 * MIB
     assert packed.measured_bytes == 0
+
+
+def test_leased_ways_begin_with_little_and_prefer_a_form_that_leaves_headroom() -> None:
+    per_token = 11_520 * 4
+    good, least = (32768 + 256) * per_token, (4096 + 256) * per_token
+    made = ways(kv_budget_bytes=None, leased=True)
+    assert {way.kv_bytes for way in made} == {least}
+    assert [(way.dequantize, way.headroom_bytes) for way in made] == [
+        (True, good - least),
+        (False, good - least),
+        (True, 0),
+        (False, 0),
+    ]
+
+
+def test_a_budget_is_a_limit_of_leases_and_not_taken_at_the_load() -> None:
+    (way, *_) = ways(kv_budget_bytes=1 << 40, leased=True)
+    assert way.kv_bytes == (4096 + 256) * 11_520 * 4
+    assert way.kv_most_bytes == 1 << 40
+    assert {one.kv_bytes for one in ways(leased=True)} == {1 * MIB}

@@ -2,14 +2,14 @@
 
 import pytest
 
-from plimsoll.memory.readers import ReadersState, advance
+from plimsoll.memory.levels import ReadersState, advance_readers
 
 
 def told(*samples):
     """What is told at each sample, and who is held to fail in the end."""
     state, news = ReadersState(), []
     for failed in samples:
-        state, one = advance(state, tuple(failed))
+        state, one = advance_readers(state, tuple(failed))
         news.append(one)
     return news, state.told
 

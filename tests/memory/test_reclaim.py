@@ -2,10 +2,12 @@
 
 import msgspec
 
+from plimsoll.memory.ledger import Seat
 from plimsoll.memory.reclaim import TIMEOUT_S, begin, judge
 from plimsoll.memory.sample import Reading, Sample
 
 GIB = 1024**3
+SEAT = Seat("a", 10 * GIB, 10 * GIB)
 
 
 def at(time_s: float, used: float, limit_used: float = 0) -> Sample:
@@ -14,7 +16,7 @@ def at(time_s: float, used: float, limit_used: float = 0) -> Sample:
     )
 
 
-LEAVING = begin("a", "idle", 10 * GIB, at(0, used=60), now=0.0)
+LEAVING = begin(SEAT, "idle", at(0, used=60), now=0.0)
 GONE = msgspec.structs.replace(LEAVING, exited_at=1.0)
 
 
@@ -50,3 +52,24 @@ def test_growth_elsewhere_does_not_hide_for_ever_that_the_process_is_gone() -> N
     outcome = judge(GONE, at(2 + TIMEOUT_S, used=70), now=2 + TIMEOUT_S)
     assert outcome is not None
     assert outcome.freed_bytes == -10 * GIB
+
+
+def sample_of(time_s: float, used: float, **footprints: float) -> Sample:
+    held = {int(pid[1:]): int(size * GIB) for pid, size in footprints.items()}
+    return Sample(time_s, (Reading("host", 100 * GIB, int(used * GIB)),), footprints=held)
+
+
+def test_what_our_other_processes_took_meanwhile_was_given_back_first() -> None:
+    pending = begin(SEAT, "idle", sample_of(0, 60, p1=10, p2=5, p3=8), now=0.0)
+    gone = msgspec.structs.replace(pending, exited_at=1.0)
+    # 2 has grown by 6, 4 has begun with 3, and 3 has given back 2 that are not the departed one's.
+    outcome = judge(gone, sample_of(1.1, 57, p2=11, p3=6, p4=3), now=1.1)
+    assert outcome is not None
+    assert outcome.verified
+    assert outcome.freed_bytes == 12 * GIB
+
+
+def test_growth_of_ours_proves_nothing_where_nothing_came_back() -> None:
+    pending = begin(SEAT, "idle", sample_of(0, 60, p1=10, p2=5), now=0.0)
+    gone = msgspec.structs.replace(pending, exited_at=1.0)
+    assert judge(gone, sample_of(1.1, 69, p2=14), now=1.1) is None

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plimsoll.memory.ledger import plan
 from plimsoll.memory.sample import Reading
-from plimsoll.memory.sources import cgroup_tree
+from plimsoll.memory.sources import cgroup
 from plimsoll.memory.sources.cgroup import CgroupReader
 
 GIB = 1024**3
@@ -18,6 +19,12 @@ V1_MOUNT = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,me
 
 
 def read(machine: Any) -> Reading | None:
+    """The one reading there is, if any."""
+    (reading,) = readings(machine) or (None,)
+    return reading
+
+
+def readings(machine: Any) -> tuple[Reading, ...]:
     return CgroupReader(machine.proc, machine.cgroup)()
 
 
@@ -43,17 +50,50 @@ def test_the_units_own_limit_is_read(v2: Any) -> None:
 def test_a_limit_on_an_ancestor_is_held_against_the_ancestors_use(v2: Any) -> None:
     v2.v2("system.slice/plimsoll.service", "max", 1 * GIB)
     v2.v2("system.slice", 4 * GIB, 3 * GIB)
-    assert read(v2) == Reading("cgroup", 4 * GIB, 3 * GIB)
+    assert read(v2) == Reading("cgroup:/system.slice", 4 * GIB, 3 * GIB)
 
 
-def test_of_two_limits_the_fuller_binds_and_of_equals_the_smaller(v2: Any) -> None:
+def test_each_limit_is_a_reading_of_its_own(v2: Any) -> None:
     v2.v2("system.slice/plimsoll.service", 2 * GIB, 1 * GIB)
-    v2.v2("system.slice", 4 * GIB, 1 * GIB)
-    assert read(v2) == Reading("cgroup", 2 * GIB, 1 * GIB)
     v2.v2("system.slice", 4 * GIB, 3 * GIB)
-    assert read(v2) == Reading("cgroup", 4 * GIB, 3 * GIB)
-    v2.v2("system.slice", 4 * GIB, 2 * GIB)
-    assert read(v2) == Reading("cgroup", 2 * GIB, 1 * GIB)
+    v2.v2("", 32 * GIB, 8 * GIB)
+    assert readings(v2) == (
+        Reading("cgroup", 2 * GIB, 1 * GIB),
+        Reading("cgroup:/system.slice", 4 * GIB, 3 * GIB),
+        Reading("cgroup:/", 32 * GIB, 8 * GIB),
+    )
+
+
+def test_a_group_with_little_room_is_heeded_beside_a_fuller_one_with_more(v2: Any) -> None:
+    """A load of 5 GiB fits into the slice, which is fuller, and not into the unit."""
+    v2.v2("system.slice/plimsoll.service", 4 * GIB, 2 * GIB)
+    v2.v2("system.slice", 64 * GIB, 40 * GIB)
+    v2.meminfo(128 * GIB, 80 * GIB)
+    sample = v2.sampler()()
+    assert sample.binding.source == "cgroup:/system.slice"
+    assert plan(5 * GIB, (), sample, 95.0).verdict == "never"
+    assert plan(2 * GIB, (), sample, 95.0).verdict == "refuse"
+    assert plan(1 * GIB, (), sample, 95.0).verdict == "load"
+
+
+@pytest.mark.parametrize(
+    ("limit", "high", "total"),
+    [
+        (8 * GIB, "max", 8 * GIB),
+        (8 * GIB, None, 8 * GIB),
+        (8 * GIB, 6 * GIB, 6 * GIB),
+        (8 * GIB, 9 * GIB, 8 * GIB),
+        ("max", 6 * GIB, 6 * GIB),
+    ],
+)
+def test_the_line_where_the_kernel_slows_a_group_down_is_a_limit(v2: Any, limit: Any, high: Any, total: int) -> None:
+    v2.v2("system.slice/plimsoll.service", limit, 5 * GIB, high=high, active_file=1 * GIB)
+    assert read(v2) == Reading("cgroup", total, 4 * GIB)
+
+
+def test_a_group_above_that_line_is_more_than_full(v2: Any) -> None:
+    v2.v2("system.slice/plimsoll.service", 8 * GIB, 7 * GIB, high=6 * GIB)
+    assert v2.sampler()().used_percent > 100
 
 
 @pytest.mark.parametrize("limit", ["max", 2**63 - 4096, 2**63 - 65536, None])
@@ -96,8 +136,7 @@ def test_use_stays_between_nothing_and_current(
     (root / "memory.max").write_text("1073741824\n")
     (root / "memory.current").write_text(f"{current}\n")
     (root / "memory.stat").write_text("".join(f"{name} {size}\n" for name, size in zip(names, stat, strict=True)))
-    reading = CgroupReader(root, root)()
-    assert reading is not None
+    (reading,) = CgroupReader(root, root)()
     assert 0 <= reading.used <= current
 
 
@@ -147,7 +186,7 @@ def test_a_mount_elsewhere_is_found_with_spaces_in_its_name(machine: Any, tmp_pa
     machine.belongs_to("0::/a")
     machine.mounts(V2_MOUNT.replace("/sys/fs/cgroup", str(machine.cgroup).replace(" ", "\\040")))
     machine.v2("a", 2 * GIB, 1 * GIB)
-    assert CgroupReader(machine.proc, tmp_path / "cgroup")() == Reading("cgroup", 2 * GIB, 1 * GIB)
+    assert CgroupReader(machine.proc, tmp_path / "cgroup")() == (Reading("cgroup", 2 * GIB, 1 * GIB),)
 
 
 def test_lines_about_other_mounts_are_passed_over(v1: Any) -> None:
@@ -188,6 +227,32 @@ def test_v1_without_totals_takes_the_plain_figures(v1: Any) -> None:
     place = v1.v1("memory/docker/abc", 8 * GIB, 5 * GIB)
     (place / "memory.stat").write_text(f"inactive_file {GIB}\nactive_file {GIB}\ndirty 0\nwriteback 0\n")
     assert read(v1) == Reading("cgroup", 8 * GIB, 3 * GIB)
+
+
+@pytest.mark.parametrize(
+    "stat", ["total_inactive_file {0}\ntotal_active_file {0}\n", "inactive_file {0}\nactive_file {0}\n"]
+)
+def test_v1_of_an_old_kernel_names_no_unwritten_pages(v1: Any, stat: str) -> None:
+    place = v1.v1("memory/docker/abc", 8 * GIB, 5 * GIB)
+    (place / "memory.stat").write_text(f"cache 1\nrss 1\n{stat.format(GIB)}")
+    assert read(v1) == Reading("cgroup", 8 * GIB, 3 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("both_limit", "both_used", "used"),
+    [
+        pytest.param(4 * GIB, 1 * GIB, 1 * GIB, id="nothing is swapped"),
+        pytest.param(4 * GIB, 3 * GIB, 3 * GIB, id="what is swapped takes from the limit"),
+        pytest.param(6 * GIB, 3 * GIB, 1 * GIB, id="there is room for it beside the limit"),
+        pytest.param(5 * GIB, 3 * GIB, 2 * GIB, id="there is room for half of it"),
+        pytest.param(2**63 - 4096, 30 * GIB, 1 * GIB, id="no limit on both"),
+    ],
+)
+def test_v1_counts_swap_against_a_limit_for_both(v1: Any, both_limit: int, both_used: int, used: int) -> None:
+    place = v1.v1("memory/docker/abc", 4 * GIB, 1 * GIB)
+    v1.write(place / "memory.memsw.limit_in_bytes", f"{both_limit}\n")
+    v1.write(place / "memory.memsw.usage_in_bytes", f"{both_used}\n")
+    assert read(v1) == Reading("cgroup", 4 * GIB, used)
 
 
 def test_v1_heeds_a_limit_on_an_ancestor_that_cannot_be_seen(v1: Any) -> None:
@@ -249,20 +314,20 @@ def test_a_membership_that_makes_no_sense_is_a_failure(machine: Any) -> None:
 def test_figures_are_fresh_at_every_read(v2: Any) -> None:
     reader = CgroupReader(v2.proc, v2.cgroup)
     v2.v2("system.slice/plimsoll.service", 8 * GIB, 2 * GIB)
-    assert reader() == Reading("cgroup", 8 * GIB, 2 * GIB)
+    assert reader() == (Reading("cgroup", 8 * GIB, 2 * GIB),)
     v2.v2("system.slice/plimsoll.service", 4 * GIB, 3 * GIB)
-    assert reader() == Reading("cgroup", 4 * GIB, 3 * GIB)
+    assert reader() == (Reading("cgroup", 4 * GIB, 3 * GIB),)
     v2.v2("system.slice/plimsoll.service", "max", 3 * GIB)
-    assert reader() is None
+    assert reader() == ()
 
 
 def test_a_process_that_is_moved_is_followed(v2: Any) -> None:
     reader = CgroupReader(v2.proc, v2.cgroup)
     v2.v2("system.slice/plimsoll.service", 8 * GIB, 2 * GIB)
     v2.v2("other", 4 * GIB, 1 * GIB)
-    assert reader() == Reading("cgroup", 8 * GIB, 2 * GIB)
+    assert reader() == (Reading("cgroup", 8 * GIB, 2 * GIB),)
     v2.belongs_to("0::/other")
-    assert reader() == Reading("cgroup", 4 * GIB, 1 * GIB)
+    assert reader() == (Reading("cgroup", 4 * GIB, 1 * GIB),)
 
 
 @given(st.text(max_size=200), st.text(max_size=200))
@@ -271,7 +336,7 @@ def test_odd_texts_end_in_a_tree_or_a_value_error(
 ) -> None:
     root = tmp_path_factory.getbasetemp()
     try:
-        tree = cgroup_tree.find(membership, mountinfo, root)
+        tree = cgroup.find(membership, mountinfo, root)
     except ValueError:
         return
     assert tree is None or tree.folders

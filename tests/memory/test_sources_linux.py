@@ -1,22 +1,29 @@
 """The readers of /proc: the machine, footprints, pressure, kills."""
 
 import errno
+import functools
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from plimsoll.memory.death_evidence import KillCounts
 from plimsoll.memory.sample import Level, Reading
-from plimsoll.memory.sources import footprint, host, oom_kills, pressure
+from plimsoll.memory.sources import host, oom_kills, pressure, processes
+from plimsoll.memory.sources.darwin import LibSystem
 from plimsoll.memory.sources.files import OpenFile, number
 
 GIB = 1024**3
 MIB = 1024**2
 
 
+def linux_host(machine: Any) -> host.HostReader:
+    return host.reader("linux", machine.proc, LibSystem())
+
+
 def test_the_machine_is_total_minus_available(machine: Any) -> None:
-    read = host.reader("linux", machine.proc)
+    read = functools.partial(linux_host(machine), {})
     assert read() == Reading("host", 24 * GIB, 4 * GIB)
     machine.meminfo(24 * GIB, 1 * GIB)
     assert read() == Reading("host", 24 * GIB, 23 * GIB)
@@ -24,12 +31,12 @@ def test_the_machine_is_total_minus_available(machine: Any) -> None:
 
 def test_more_available_than_there_is_means_that_nothing_is_used(machine: Any) -> None:
     machine.meminfo(2 * GIB, 20 * GIB)
-    assert host.reader("linux", machine.proc)() == Reading("host", 2 * GIB, 0)
+    assert linux_host(machine)({}) == Reading("host", 2 * GIB, 0)
 
 
 def test_an_old_kernel_without_memavailable_is_estimated(machine: Any) -> None:
     machine.write(machine.proc / "meminfo", "MemTotal: 100 kB\nMemFree: 20 kB\nBuffers: 5 kB\nCached: 15 kB\n")
-    assert host.reader("linux", machine.proc)() == Reading("host", 102400, 61440)
+    assert linux_host(machine)({}) == Reading("host", 102400, 61440)
 
 
 @pytest.mark.parametrize(
@@ -51,36 +58,37 @@ def test_meminfo_that_makes_no_sense_is_a_failure_of_the_host_alone(machine: Any
 
 def test_a_footprint_leaves_out_file_pages(machine: Any) -> None:
     machine.process(7, 300 * MIB, 20 * MIB)
-    assert footprint.of_status(machine.proc, 7) == 320 * MIB
+    assert processes.of_status(machine.proc, 7) == 320 * MIB
 
 
 def test_where_only_the_resident_size_is_given_it_is_taken(machine: Any) -> None:
     machine.write(machine.proc / "7" / "status", "Name:\tx\nState:\tS\nVmRSS:\t 1024 kB\n")
-    assert footprint.of_status(machine.proc, 7) == MIB
+    assert processes.of_status(machine.proc, 7) == MIB
 
 
 def test_the_dead_have_no_footprint(machine: Any) -> None:
     machine.write(machine.proc / "7" / "status", "Name:\tx\nState:\tZ (zombie)\n")
-    assert footprint.of_status(machine.proc, 7) is None
-    assert footprint.of_status(machine.proc, 8) is None
+    assert processes.of_status(machine.proc, 7) is None
+    assert processes.of_status(machine.proc, 8) is None
 
 
 def test_a_process_that_ends_while_it_is_read_has_no_footprint(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(_fd: int, _size: int) -> bytes:
         raise ProcessLookupError(errno.ESRCH, "No such process")
 
-    monkeypatch.setattr(footprint.os, "read", ended)
-    assert footprint.of_status(machine.proc, os.getpid()) is None
+    monkeypatch.setattr(processes.os, "read", ended)
+    assert processes.of_status(machine.proc, os.getpid()) is None
 
 
 def test_a_status_without_any_sense_is_a_value_error(machine: Any) -> None:
     machine.write(machine.proc / "7" / "status", "\x00\x01 RssAnon: many kB")
     with pytest.raises(ValueError, match="no memory figures for process 7"):
-        footprint.of_status(machine.proc, 7)
+        processes.of_status(machine.proc, 7)
 
 
 @pytest.mark.parametrize(("avg10", "level"), [("0.00", 0), ("10.00", 0), ("10.01", 1), ("99.99", 1), ("100", 1)])
 def test_stalls_above_ten_percent_warn_and_never_more(machine: Any, avg10: str, level: int) -> None:
+    machine.meminfo(24 * GIB, 6 * GIB)
     machine.psi(avg10)
     assert pressure.Stalls(machine.proc)() == Level(level)
     sample = machine.sampler()()
@@ -113,7 +121,7 @@ def test_psi_that_makes_no_sense_is_a_failure(machine: Any, text: str) -> None:
 
 
 def swapping(machine: Any, timeline: list[tuple[float, int]]) -> list[Level]:
-    reader, levels = pressure.SwapOut(machine.proc), []
+    reader, levels = pressure.SwapOut(pressure.Vmstat(machine.proc, 4096)), []
     for time_s, pages in timeline:
         machine.vmstat(pages)
         levels.append(reader(time_s))
@@ -141,6 +149,7 @@ def test_growing_swap_warns(machine: Any, timeline: list[tuple[float, int]], exp
 
 def test_swap_and_stalls_together_only_warn(machine: Any) -> None:
     sampler = machine.sampler()
+    machine.meminfo(24 * GIB, 6 * GIB)
     machine.psi("99.00")
     for machine.time_s in (0.0, 1.0):
         machine.vmstat(int(machine.time_s * 10**7))
@@ -163,26 +172,26 @@ def test_a_vmstat_that_breaks_is_a_failure_and_starts_anew(machine: Any) -> None
     assert (sample.failed, sample.pressure) == ((), N)
 
 
-def test_kills_of_the_kernel_and_of_our_group_add_up(machine: Any) -> None:
-    assert oom_kills(machine.proc, machine.cgroup) == 0
+def test_kills_of_the_host_and_of_our_group_are_told_apart(machine: Any) -> None:
+    assert oom_kills(machine.proc, machine.cgroup) == KillCounts(None, None)
     machine.vmstat(0, oom_kill=3)
-    assert oom_kills(machine.proc, machine.cgroup) == 3
+    assert oom_kills(machine.proc, machine.cgroup) == KillCounts(None, 3)
     machine.belongs_to("0::/a")
     machine.mounts("30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw")
     machine.write(machine.cgroup / "a" / "memory.events", "low 0\noom 9\noom_kill 2\noom_group_kill 0\n")
-    assert oom_kills(machine.proc, machine.cgroup) == 5
+    assert oom_kills(machine.proc, machine.cgroup) == KillCounts(2, 3)
     machine.belongs_to("3:memory:/a")
     machine.mounts("35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory")
     control = "oom_kill_disable 7\nunder_oom 8\noom_kill 4\n"
     machine.write(machine.cgroup / "memory" / "a" / "memory.oom_control", control)
-    assert oom_kills(machine.proc, machine.cgroup) == 7
+    assert oom_kills(machine.proc, machine.cgroup) == KillCounts(4, 3)
 
 
-def test_kills_that_cannot_be_read_count_as_none(machine: Any) -> None:
+def test_kills_that_can_not_be_read_are_not_known(machine: Any) -> None:
     machine.spoil(machine.proc / "vmstat")
     machine.belongs_to("nonsense")
     machine.mounts("")
-    assert oom_kills(machine.proc, machine.cgroup) == 0
+    assert oom_kills(machine.proc, machine.cgroup) == KillCounts(None, None)
 
 
 def test_a_file_that_can_no_longer_be_read_is_opened_once_more(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ ENTRIES = {
 
 @pytest.fixture(scope="module")
 def site(serve_module):
-    return serve_module(ENTRIES)
+    # Without patience an answer ends with its worker.
+    return serve_module(ENTRIES, memory={"patience": 0})
 
 
 def say(page, model, text):
@@ -116,3 +117,20 @@ def test_code_stands_in_blocks_thoughts_apart_and_markup_stays_text(site, visit)
         {"code": True, "text": "open"},
     ]
     assert visitor.errors == []
+
+
+def test_the_conversation_is_still_there_after_a_reload_until_it_is_cleared(site, visit):
+    page = visit(site).page
+    say(page, "echo", "one two three")
+    expect(page.locator("#conversation .figures")).to_be_visible()
+    page.reload()
+    expect(page.locator("#conversation .user .body")).to_have_text("one two three")
+    expect(page.locator("#conversation .assistant .body")).to_have_text("one two three")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        say(page, "echo", "four")
+    assert [one["role"] for one in sent.value.post_data_json["messages"]] == ["user", "assistant", "user"]
+    expect(page.locator("#conversation .figures")).to_be_visible()
+    page.get_by_role("button", name="Clear").click()
+    page.reload()
+    expect(page.locator("#chat-hint")).to_be_visible()
+    expect(page.locator("#conversation li")).to_have_count(0)

@@ -4,8 +4,17 @@ import pytest
 
 from plimsoll.config import ApiKey
 from plimsoll.errors import ConfigError
-from plimsoll.http.access.keys import Caller, Keys, Role, presented_keys, read_keys
-from plimsoll.http.access.rules import host_allowed, is_loopback, origin_allowed, role_needed
+from plimsoll.http.access.permissions import (
+    Caller,
+    Keys,
+    Role,
+    host_allowed,
+    is_loopback,
+    origin_allowed,
+    presented_keys,
+    read_keys,
+    role_needed,
+)
 from plimsoll.units import Secret
 
 KEY = "a-key-of-some-length"

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plimsoll import config
-from plimsoll.http.limits.open_files import allow_open_files
-from plimsoll.http.limits.patience import Look, Phase, is_stuck, overdue, watch
-from plimsoll.http.limits.rate import take
+from plimsoll.http.access.gate import take
+from plimsoll.http.limits.connection_timeouts import Observation, Phase, has_stopped_reading, overdue, wait_times_after
+from plimsoll.http.os_settings import allow_open_files
 
 LIMITS = config.parse({}).limits
 KIB = 1024
@@ -18,9 +18,9 @@ KIB = 1024
 def watched(*looks, every_s=1.0):
     """The watch after these looks, and the time of the last."""
     state, now_s = None, 0.0
-    for look in looks:
+    for seen in looks:
         now_s += every_s
-        state = watch(state, look, now_s)
+        state = wait_times_after(state, seen, now_s)
     return state, now_s
 
 
@@ -35,46 +35,46 @@ def watched(*looks, every_s=1.0):
     ],
 )
 def test_each_wait_has_its_own_limit_however_many_bytes_trickle_in(phase, seconds, key):
-    assert overdue(*_with_limits(watched(*[Look(phase)] * (seconds + 1)))) is None
-    assert key in overdue(*_with_limits(watched(*[Look(phase)] * (seconds + 2))))
+    assert overdue(*_with_limits(watched(*[Observation(phase)] * (seconds + 1)))) is None
+    assert key in overdue(*_with_limits(watched(*[Observation(phase)] * (seconds + 2))))
 
 
 def test_an_answer_may_take_as_long_as_it_takes():
-    assert overdue(*_with_limits(watched(*[Look(Phase.ANSWER)] * 100_000))) is None
+    assert overdue(*_with_limits(watched(*[Observation(Phase.ANSWER)] * 100_000))) is None
 
 
 def test_every_request_of_a_connection_has_its_own_time():
-    looks = [Look(Phase.BODY, served=number) for number in range(10) for _ in range(50)]
+    looks = [Observation(Phase.BODY, served=number) for number in range(10) for _ in range(50)]
     assert overdue(*_with_limits(watched(*looks))) is None
 
 
 @pytest.mark.parametrize("phase", [Phase.ANSWER, Phase.IDLE, Phase.BODY])
 def test_who_reads_nothing_is_stuck_after_the_limit(phase):
-    looks = [Look(phase, paused=True, pauses=1, buffered=64 * KIB)]
+    looks = [Observation(phase, paused=True, pauses=1, buffered=64 * KIB)]
     assert not _stuck(looks * 61)
     assert _stuck(looks * 62)
 
 
 def test_who_reads_a_byte_now_and_then_is_stuck_all_the_same():
-    assert _stuck([Look(Phase.ANSWER, paused=True, pauses=1, buffered=64 * KIB - n) for n in range(62)])
+    assert _stuck([Observation(Phase.ANSWER, paused=True, pauses=1, buffered=64 * KIB - n) for n in range(62)])
 
 
 def test_who_reads_slowly_but_steadily_is_not():
-    looks = [Look(Phase.ANSWER, paused=True, pauses=1, buffered=KIB * KIB - n * KIB) for n in range(1000)]
+    looks = [Observation(Phase.ANSWER, paused=True, pauses=1, buffered=KIB * KIB - n * KIB) for n in range(1000)]
     assert not any(_stuck(looks[: n + 1]) for n in range(0, 1000, 7))
 
 
 def test_who_catches_up_in_between_is_not():
-    looks = [Look(Phase.ANSWER, paused=True, pauses=n // 50, buffered=64 * KIB) for n in range(1000)]
+    looks = [Observation(Phase.ANSWER, paused=True, pauses=n // 50, buffered=64 * KIB) for n in range(1000)]
     assert not _stuck(looks)
-    assert not _stuck([Look(Phase.ANSWER, buffered=10)] * 1000)
+    assert not _stuck([Observation(Phase.ANSWER, buffered=10)] * 1000)
 
 
 def test_too_much_that_waits_for_one_who_has_stopped_reading_is_not_kept_for_a_minute():
-    fast = [Look(Phase.ANSWER, paused=True, pauses=n, buffered=64 * KIB, waiting=1_000_000) for n in range(10)]
+    fast = [Observation(Phase.ANSWER, paused=True, pauses=n, buffered=64 * KIB, waiting=1_000_000) for n in range(10)]
     assert not _stuck(fast)  # pauses between are a client that reads
     assert _stuck([*fast, fast[-1]])
-    assert not _stuck([Look(Phase.ANSWER, paused=True, pauses=1, buffered=64 * KIB, waiting=4096)] * 10)
+    assert not _stuck([Observation(Phase.ANSWER, paused=True, pauses=1, buffered=64 * KIB, waiting=4096)] * 10)
 
 
 def test_a_bucket_gives_the_burst_and_then_the_rate():
@@ -143,4 +143,4 @@ def _with_limits(pair):
 
 
 def _stuck(looks):
-    return is_stuck(*_with_limits(watched(*looks)))
+    return has_stopped_reading(*_with_limits(watched(*looks)))

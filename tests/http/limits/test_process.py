@@ -67,6 +67,31 @@ def test_two_hundred_who_never_read_cost_neither_memory_nor_slots_for_long(proce
     assert stderr.count("did not read its answer") == CROWD
 
 
+def test_large_bodies_that_never_end_do_not_pile_up_in_the_front(process):
+    server = process(memory={"limit": "1GiB"}, limits={"body_time": "10s"})
+    front = psutil.Process(server.child.pid)
+    size = 8 * 1024**2
+    with contextlib.ExitStack() as stack:
+        before = most = front.memory_info().rss
+        crowd = [stack.enter_context(socket.create_connection(where(server), timeout=DEADLINE_S)) for _ in range(40)]
+        for sock in crowd:
+            sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
+            sock.setblocking(False)
+        rest = [memoryview(b" " * (size - 1)) for _ in crowd[:1]] * len(crowd)
+        end = time.monotonic() + 6
+        while any(rest) and time.monotonic() < end:
+            for index, sock in enumerate(crowd):
+                with contextlib.suppress(OSError):  # full, or closed by the server
+                    rest[index] = rest[index][sock.send(rest[index][: 256 * 1024]) :]
+            most = max(most, front.memory_info().rss)
+        assert httpx.get(f"{server.url}/health/live").status_code == 200
+    assert most - before < 150 * 1024**2  # all of them are 320 MiB
+
+
+def where(server):
+    return "127.0.0.1", int(server.url.rpartition(":")[2])
+
+
 def test_a_crowd_that_leaves_in_mid_answer_frees_every_slot(process):
     server = process(models={"builtin": False, "queue": 500, "entries": {"tiny": {"source": SOURCE}}})
     with contextlib.ExitStack() as stack:

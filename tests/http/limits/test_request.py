@@ -1,12 +1,17 @@
 """What one request may hold: told with the parameter's name, the limit and what was given, and no actor hears of it."""
 
 import json
+import random
 import time
 
+import msgspec
 import pytest
 
 from plimsoll.actors import messages as m
 from plimsoll.catalog import Catalog
+from plimsoll.config import parse
+from plimsoll.engine.protocol import ChatRequest, Tool
+from plimsoll.http import body as request_body
 
 USER = {"role": "user", "content": "hi"}
 LIMITS = {"messages": 3, "prompt": "2KiB", "tools": 2}
@@ -70,7 +75,7 @@ CASES = [
     ("/api/embeddings", {"prompt": LONG}, 413, "prompt", "but 2048 are the most"),
     # bounds that never change
     (CHAT, {"messages": [USER], "stop": "x" * 1001}, 400, "stop", "has 1001 characters"),
-    (CHAT, {"messages": [USER], "stop": ["x"] * 5}, 400, "stop", "has 5 entries, but must be a string of 1 to 1000"),
+    (CHAT, {"messages": [USER], "stop": ["x"] * 65}, 400, "stop", "has 65 entries, but must be a string"),
     (ANTHROPIC, claude(stop_sequences=["x"] * 65), 400, "stop_sequences", "has 65 entries, but must be"),
     (ANTHROPIC, claude(stop_sequences=["x" * 1001]), 400, "stop_sequences[0]", "has 1001 characters"),
     (OLLAMA, {"messages": [USER], "options": {"stop": ["x"] * 65}}, 400, "options.stop", "has 65 entries"),
@@ -109,7 +114,7 @@ def server_config():
 @pytest.fixture
 def server(server):
     # Ollama's endpoints ask for more of a model than its name.
-    server.app.ctx.front.catalog = Catalog(server.config.models)
+    server.app.ctx.state.catalog = Catalog(server.config.models)
     return server
 
 
@@ -137,8 +142,8 @@ def test_too_much_is_refused_before_any_model_hears_of_it(http, system, path, as
 @pytest.mark.parametrize(
     ("path", "asked"),
     [
-        (ANTHROPIC, claude(system=[{"type": LONG}])),
-        (ANTHROPIC, claude(tools=[{"name": "f", "type": LONG}])),
+        (ANTHROPIC, claude(context_management={"edits": [{"type": LONG}]})),
+        (ANTHROPIC, claude(context_management={"edits": [{"type": "clear_thinking_1", "keep": LONG}]})),
         (ANTHROPIC, claude(tools=claude_tools({}), tool_choice={"type": "tool", "name": LONG})),
         (ANTHROPIC, claude(output_config={"format": {"type": LONG, "schema": {}}})),
         (CHAT, {"messages": [{"role": LONG, "content": "x"}]}),
@@ -196,3 +201,30 @@ def test_a_duration_that_is_no_duration_is_refused_at_once(http):
     assert http.post(OLLAMA, json={"model": "tiny", "keep_alive": "1" * 60 + "x"}).status_code == 400
     # With the longest one that is looked at, the pattern's bad case is nothing; with a megabyte it would take hours.
     assert time.monotonic() - started < 5
+
+
+def _anything(chance, depth=0):
+    kind = chance.randrange(8 if depth < 4 else 6)
+    if kind < 3:
+        return "".join(chance.choices('a"\\\n\x01é日🙂', k=chance.randrange(12)))
+    if kind < 6:
+        return chance.choice([None, True, 2**63, -(2**63), 1e15, -1.2345678901234567e-300])
+    inner = [_anything(chance, depth + 1) for _ in range(chance.randrange(5))]
+    return inner if kind == 6 else {f"\x02{index}": one for index, one in enumerate(inner)}
+
+
+def test_what_is_said_to_be_within_the_limit_without_writing_it_is():
+    chance = random.Random(5)
+    for _ in range(3000):
+        value = [_anything(chance), Tool("f", "does it", {"x": _anything(chance)})]
+        size = len(msgspec.json.encode(value))
+        assert not request_body.surely_within(value, size - 1)
+        assert request_body.surely_within(value, 40 * size)
+
+
+def test_a_usual_conversation_is_not_written_as_json_to_be_measured(monkeypatch):
+    written = []
+    monkeypatch.setattr(request_body, "_encode", lambda value: written.append(value) or b"")
+    asked = ChatRequest([{"role": "user", "content": "word " * 2000}] * 20)
+    request_body.check_size(asked, parse({}).limits, "messages")
+    assert written == []

@@ -12,6 +12,8 @@ import openai
 import pytest
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Finished
+from plimsoll.engine.protocol import Usage
 
 DEADLINE_S = 15
 SHORT = {"header_time": "200ms", "body_time": "200ms", "idle": "200ms", "slow_client": "200ms"}
@@ -143,28 +145,90 @@ def test_a_client_that_sends_far_more_headers_than_are_read_still_reads_why_it_i
     until(lambda: opened(server) == 0, "all places are free")
 
 
+GET = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def is_refused_for_connections(sock):
+    head, _, body = rest(sock).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503")
+    assert b"connection: close" in head.lower()
+    assert b"retry-after: 1" in head.lower()
+    return "limits.connections" in json.loads(body)["error"]["message"]
+
+
+def busy(server, system, body):
+    """A connection whose answer never comes."""
+    asked = json.dumps(body()).encode()
+    sock = connect(server)
+    sock.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(asked) + asked)
+    system.hears(m.Chat)
+    return sock
+
+
 @with_limits(connections=3)
-def test_one_connection_too_many_is_told_503_and_a_place_that_is_left_is_given_again(server, caplog):
+def test_one_connection_too_many_is_told_503_and_a_place_that_is_left_is_given_again(server, system, body, caplog):
     with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(connect(server)) for _ in range(3)]
-        until(lambda: opened(server) == 3, "three are open")
-        for _ in range(5):
+        held = [stack.enter_context(busy(server, system, body)) for _ in range(3)]
+        for request in (GET % b"v1/models", POST + b"Content-Length: 1000000\r\n\r\n{"):
             with connect(server) as one:
-                one.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                answer = rest(one)
-            assert answer.startswith(b"HTTP/1.1 503")
-            assert b"Connection: close" in answer
-            assert "limits.connections" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
-        assert opened(server) == 3
+                one.sendall(request)
+                assert is_refused_for_connections(one)
+        until(lambda: opened(server) == 3, "none of them stays")
         held[0].close()
         until(lambda: opened(server) == 2, "one place is free")
-        assert httpx.get(f"{server.url}/health/live").status_code == 200
+        assert httpx.get(f"{server.url}/v1/models").status_code == 200
     until(lambda: "were turned away" in caplog.text, "it is in the log")
+
+
+@with_limits(connections=3)
+def test_probes_and_administration_of_this_machine_are_served_when_all_places_are_taken(server, system, body):
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(busy(server, system, body))
+        for path in ("/health", "/health/live", "/health/ready", "/metrics", "/admin/models"):
+            assert httpx.get(f"{server.url}{path}").status_code == 200, path
+        assert httpx.get(f"{server.url}/v1/models").status_code == 503
+
+
+@with_limits(connections=20, header_time="1h", idle="1h")
+def test_idle_connections_give_their_places_to_those_who_ask(server, caplog):
+    with contextlib.ExitStack() as stack:
+        used = stack.enter_context(connect(server))
+        used.sendall(GET % b"health/live")
+        assert used.recv(9) == b"HTTP/1.1 "
+        crowd = [stack.enter_context(connect(server)) for _ in range(60)]
+        until(lambda: server.app.ctx.slots.taken >= 50, "all places are taken, and the reserve")
+        assert httpx.get(f"{server.url}/health/live").status_code == 200
+        # Who has just come may be about to ask; who asks waits for the second after which that is not so.
+        with httpx.Client(base_url=server.url) as client:
+            for _ in range(3):
+                assert client.get("/v1/models").status_code == 200
+        assert b"limits.connections" not in rest(used)  # the one that was idle for the longest, closed without a word
+        assert is_refused_for_connections(crowd[19])  # the first in the reserve, when that was full
+    until(lambda: "idle ones closed for them" in caplog.text, "it is in the log")
+
+
+@with_limits(connections=5, header_time="1h")
+def test_half_a_request_holds_no_place_against_those_who_ask(server):
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connect(server)).sendall(b"GET /hea")
+        until(lambda: server.app.ctx.slots.taken == 20, "all are connected")
+        assert httpx.get(f"{server.url}/v1/models").status_code == 200
+
+
+@with_limits(connections=5, header_time="1h")
+def test_a_crowd_that_connects_on_and_on_does_not_keep_probes_out(server):
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(connect(server))
+        assert httpx.get(f"{server.url}/health/live").status_code == 200
+    until(lambda: server.app.ctx.slots.taken == 0, "all places are free")
 
 
 @with_limits(connections=50, slow_client="500ms")
 def test_no_way_of_leaving_loses_a_place(server, system, body):
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Delta("a", 1))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Delta("a", 1))
     asked = json.dumps(body(stream=True)).encode()
     ask = POST + b"Content-Length: %d\r\n\r\n" % len(asked) + asked
     for begun in (b"", b"GET", POST + b"Content-Length: 9\r\n\r\n", b"NONSENSE\r\n\r\n", ask, ask + b"GET /"):
@@ -189,9 +253,9 @@ def test_who_stops_reading_is_cut_off_and_the_answer_cancelled(server, system, b
 
     def script(chat):
         for count, text in enumerate(texts, start=1):
-            chat.reply.send(m.Delta(text, count))
+            chat.reply.send(Delta(text, count))
         if not stream:
-            chat.reply.send(m.Finished("stop", m.Usage()))
+            chat.reply.send(Finished("stop", Usage()))
 
     system.scripts[m.Chat] = script
     asked = json.dumps(body(stream=stream)).encode()
@@ -219,7 +283,7 @@ def test_what_piles_up_for_one_who_stopped_reading_is_bounded_long_before_the_li
 
 def _pile_up(chat):
     for count in range(200):
-        chat.reply.send(m.Delta("x" * 1000, count))
+        chat.reply.send(Delta("x" * 1000, count))
 
 
 @with_config(limits={"requests_per_minute": 60, "burst": 2}, access=KEYS)

@@ -11,7 +11,7 @@ from plimsoll.catalog import Catalog
 
 @pytest.fixture
 def server(server: Any) -> Any:
-    server.app.ctx.front.catalog = Catalog(server.config.models)
+    server.app.ctx.state.catalog = Catalog(server.config.models)
     return server
 
 

@@ -5,6 +5,8 @@ import pytest
 from scripts import sends
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Vectors
+from plimsoll.actors.status import ModelStatus, State
 
 USER = [{"role": "user", "content": "hi"}]
 KEYS = [
@@ -20,9 +22,9 @@ def server_config():
 
 @pytest.fixture
 def client(server, system):
-    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
-    system.scripts[m.LoadModel] = lambda load: load.reply.send(m.ModelStatus(load.model, m.State.READY))
-    system.scripts[m.UnloadModel] = lambda unload: unload.reply.send(m.ModelStatus(unload.model, m.State.STOPPED))
+    system.scripts[m.Chat] = sends(Delta("ok", 1))
+    system.scripts[m.LoadModel] = lambda load: load.reply.send(ModelStatus(load.model, State.READY))
+    system.scripts[m.UnloadModel] = lambda unload: unload.reply.send(ModelStatus(unload.model, State.STOPPED))
 
     def named(name):
         return ollama.Client(server.url, headers={"Authorization": f"Bearer the-key-of-{name}"}, timeout=10)
@@ -40,7 +42,7 @@ def test_an_administrators_keep_alive_counts_and_a_users_has_no_effect(client, s
 
 
 def test_a_users_keep_alive_has_no_effect_with_embeddings_either(client, system):
-    system.scripts[m.Chat] = sends(m.Vectors(bytes(4), 1))
+    system.scripts[m.Chat] = sends(Vectors(bytes(4), 1))
     client["ada"].embed("bert", "a", keep_alive=0)
     client["ada"].embeddings("bert", "a", keep_alive=0)
     assert not system.has_heard(m.KeepAlive)

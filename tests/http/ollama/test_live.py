@@ -37,9 +37,10 @@ TOOL = {
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    parsed = configuration.parse({"models": {"builtin": False, "entries": ENTRIES}, "logging": {"blackbox": "none"}})
+    sections = {"models": {"builtin": False, "entries": ENTRIES}, "memory": {"patience": 0}}
+    parsed = configuration.parse({**sections, "logging": {"blackbox": "none"}})
     catalog = Catalog(parsed.models)
-    app = build(parsed, ActorSystem(parsed, catalog), catalog)
+    app = build(parsed, ActorSystem(parsed, catalog), catalog, None)
     sock = bind("127.0.0.1", 0)
     ready, stops = threading.Event(), []
 

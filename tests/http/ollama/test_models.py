@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import ollama
 import pytest
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Finished, Vectors
+from plimsoll.actors.status import ModelStatus, State
 from plimsoll.engine.protocol import EmbedRequest, ModelInfo, Usage
 from plimsoll.errors import LoadFailed
 from plimsoll.http.ollama import pull
+from plimsoll.memory.ledger import Decision, Need, Plan
+from plimsoll.memory.load_options import longest_context
 
 CONFIG = {
     "model_type": "llama",
@@ -99,14 +104,14 @@ def test_ps_lists_what_is_loaded_and_until_when(llama: ollama.Client, system: An
     gpu = ModelInfo(512, 100, 1000, "gpu", "float16")
     cpu = ModelInfo(256, 100, 1000, "cpu", "float32")
     models = [
-        m.ModelStatus("tiny", m.State.READY, last_used=used, idle_ttl_s=300.0, info=gpu),
-        m.ModelStatus("file", m.State.BUSY, last_used=used, idle_ttl_s=None, info=cpu),
-        m.ModelStatus("far", m.State.LOADING),
+        ModelStatus("tiny", State.READY, last_used=used, idle_ttl_s=300.0, info=gpu),
+        ModelStatus("file", State.BUSY, last_used=used, idle_ttl_s=None, info=cpu),
+        ModelStatus("far", State.LOADING),
     ]
-    now = status(models=models, footprints={"tiny": 2000, "file": 3000})
+    now = status(models=models, footprints={"tiny": 2000, "file": 3000}, contexts={"tiny": 400, "file": 4096})
     system.scripts[m.GetStatus] = lambda ask: ask.reply.send(now)
     tiny, file = llama.ps().models
-    assert (tiny.model, tiny.size, tiny.size_vram, tiny.context_length) == ("tiny", 2000, 2000, 512)
+    assert (tiny.model, tiny.size, tiny.size_vram, tiny.context_length) == ("tiny", 2000, 2000, 400)
     assert tiny.expires_at is not None
     assert abs(tiny.expires_at - datetime.now(UTC) - timedelta(seconds=240)) < timedelta(seconds=10)
     assert (file.size, file.size_vram, file.context_length) == (3000, 0, 256)
@@ -116,7 +121,7 @@ def test_ps_lists_what_is_loaded_and_until_when(llama: ollama.Client, system: An
 
 
 def test_ps_passes_over_a_model_that_left_the_catalog(llama: ollama.Client, system: Any, status: Any) -> None:
-    now = status(models=[m.ModelStatus("gone", m.State.READY), m.ModelStatus("tiny", m.State.READY)])
+    now = status(models=[ModelStatus("gone", State.READY), ModelStatus("tiny", State.READY)])
     system.scripts[m.GetStatus] = lambda ask: ask.reply.send(now)
     assert [one.model for one in llama.ps().models] == ["tiny"]
 
@@ -137,6 +142,51 @@ def test_show_tells_the_figures_and_what_it_can_do(llama: ollama.Client) -> None
     assert shown.capabilities == ["completion", "tools", "thinking"]
     assert shown.template == "{{ enable_thinking }}"
     assert llama.show("bert").capabilities == ["embedding"]
+
+
+def test_show_says_that_a_model_without_a_template_is_a_base_model(llama: ollama.Client, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    assert ask_show(llama)["base_model"] is False
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "any"}))
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.5, "top_k": 20}))
+    shown = llama.show("tiny")
+    assert ask_show(llama)["base_model"] is True
+    assert shown.capabilities == ["completion"]
+    assert shown.parameters == "temperature 0.5\ntop_k 20"
+
+
+@pytest.mark.parametrize(("granted_tokens", "told"), [(100, 100), (4096, 512), (None, 512)])
+def test_show_tells_the_context_that_a_worker_would_be_granted(
+    llama: ollama.Client, system: Any, granted_tokens: int | None, told: int
+) -> None:
+    need = Need(weights_bytes=1000, kv_token_bytes=1, context=512)
+    system.needs = {"tiny": (need,)}
+    granted = granted_tokens and msgspec.structs.replace(need, kv_bytes=granted_tokens + 256)
+    plan = Plan("load" if granted else "refuse", 1, 1, 1, 50.0)
+    system.scripts[m.PlanLoad] = lambda ask: ask.reply.send(Decision(need, plan, granted or None))
+    assert llama.show("tiny").modelinfo["llama.context_length"] == told
+
+
+def test_every_place_tells_the_same_longest_conversation_of_a_loaded_model(
+    llama: ollama.Client, http: Any, system: Any, status: Any
+) -> None:
+    need = Need(weights_bytes=1000, kv_bytes=656, kv_token_bytes=1, context=512)
+    now = status(
+        models=[ModelStatus("tiny", State.READY, info=ModelInfo(512, 100, 1000, "cpu", "float32"))],
+        contexts={"tiny": longest_context(need)},
+    )
+    system.needs = {"tiny": (need,)}
+    system.scripts[m.GetStatus] = lambda ask: ask.reply.send(now)
+    system.scripts[m.PlanLoad] = lambda ask: ask.reply.send(Decision(need, Plan("load", 1, 1, 1, 50.0), need))
+    (listed,) = [one for one in http.get("/v1/models").json()["data"] if one["id"] == "tiny"]
+    (loaded,) = [one for one in http.get("/admin/models").json()["models"] if one["name"] == "tiny"]
+    assert {
+        listed["context_length"],
+        loaded["longest_context"],
+        http.get("/admin/plan?model=tiny").json()["longest_context"],
+        llama.show("tiny").modelinfo["llama.context_length"],
+        llama.ps().models[0].context_length,
+    } == {400}
 
 
 def test_show_of_an_unknown_model_is_not_found(llama: ollama.Client) -> None:
@@ -160,8 +210,8 @@ def test_the_version_is_one_that_clients_compare(http: httpx.Client) -> None:
 def vectors(chat: m.Chat) -> None:
     rows = [(float(index), 0.5) for index in range(len(chat.request.texts))]  # type: ignore[union-attr] # asserted below
     data = b"".join(struct.pack("<2f", *row) for row in rows)
-    chat.reply.send(m.Vectors(data, 2))
-    chat.reply.send(m.Finished("stop", Usage(prompt_tokens=7)))
+    chat.reply.send(Vectors(data, 2))
+    chat.reply.send(Finished("stop", Usage(prompt_tokens=7)))
 
 
 def test_texts_become_vectors(llama: ollama.Client, system: Any) -> None:
@@ -305,3 +355,9 @@ def test_what_changes_models_is_not_supported(llama: ollama.Client, http: httpx.
         assert caught.value.status_code == 501
     assert http.post("/api/blobs/sha256:0").status_code == 501
     assert http.head("/api/blobs/sha256:0").status_code == 501
+
+
+def ask_show(llama: ollama.Client) -> dict[str, Any]:
+    """The body, of which Ollama's library passes on what it knows."""
+    body: dict[str, Any] = llama._client.post("/api/show", json={"model": "tiny"}).json()
+    return body

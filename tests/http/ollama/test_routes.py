@@ -10,6 +10,8 @@ import pytest
 from scripts import fails, sends
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Failed, Logprobs, ToolCallDelta, Waiting
+from plimsoll.actors.status import ModelStatus, State
 from plimsoll.engine.protocol import Format, TokenLogprob, Tool
 from plimsoll.errors import InternalError, LoadFailed, NeverFits, QueueFull, Unavailable
 
@@ -37,7 +39,7 @@ def lines(answer: httpx.Response) -> list[dict[str, Any]]:
 
 
 def test_a_chat_answers_with_its_figures(llama: ollama.Client, system: Any) -> None:
-    system.scripts[m.Chat] = sends(m.Waiting("read", 1, 2), m.Delta("Hel", 1), m.Delta("lo", 2))
+    system.scripts[m.Chat] = sends(Waiting("read", 1, 2), Delta("Hel", 1), Delta("lo", 2))
     answer = llama.chat("tiny", USER)
     assert (answer.message.role, answer.message.content) == ("assistant", "Hello")
     assert (answer.model, answer.done, answer.done_reason) == ("tiny", True, "stop")
@@ -48,13 +50,13 @@ def test_a_chat_answers_with_its_figures(llama: ollama.Client, system: Any) -> N
 
 
 def test_generate_answers_with_a_response(llama: ollama.Client, system: Any) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("hm", 1, reasoning=True), m.Delta("Hello", 2), reason="length")
+    system.scripts[m.Chat] = sends(Delta("hm", 1, reasoning=True), Delta("Hello", 2), reason="length")
     answer = llama.generate("tiny", "hi")
     assert (answer.response, answer.thinking, answer.done_reason) == ("Hello", "hm", "length")
 
 
 def test_chats_stream_lines_unless_told_not_to(http: httpx.Client, system: Any) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("hi", 1))
+    system.scripts[m.Chat] = sends(Delta("hi", 1))
     answer = http.post("/api/chat", json={"model": "tiny", "messages": USER})
     assert answer.headers["content-type"] == "application/x-ndjson"
     *parts, last = lines(answer)
@@ -65,7 +67,7 @@ def test_chats_stream_lines_unless_told_not_to(http: httpx.Client, system: Any) 
 
 
 def test_both_clients_read_the_stream(server: Any, llama: ollama.Client, system: Any) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("one", 1), m.Delta(" two", 2))
+    system.scripts[m.Chat] = sends(Delta("one", 1), Delta(" two", 2))
     assert "".join(part.message.content or "" for part in llama.chat("tiny", USER, stream=True)) == "one two"
     assert "".join(part.response or "" for part in llama.generate("tiny", "hi", stream=True)) == "one two"
 
@@ -78,7 +80,7 @@ def test_both_clients_read_the_stream(server: Any, llama: ollama.Client, system:
 
 
 def test_thinking_is_a_field_of_its_own(llama: ollama.Client, system: Any) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("hm", 1, reasoning=True), m.Delta("yes", 2))
+    system.scripts[m.Chat] = sends(Delta("hm", 1, reasoning=True), Delta("yes", 2))
     answer = llama.chat("tiny", USER, think=True)
     assert (answer.message.thinking, answer.message.content) == ("hm", "yes")
     streamed = list(llama.chat("tiny", USER, think=True, stream=True))
@@ -86,7 +88,7 @@ def test_thinking_is_a_field_of_its_own(llama: ollama.Client, system: Any) -> No
 
 
 def test_calls_come_whole_with_arguments_as_an_object(llama: ollama.Client, system: Any) -> None:
-    parts = [m.ToolCallDelta(0, "weather", '{"city"'), m.ToolCallDelta(0, "", ': "Rome"}'), m.ToolCallDelta(1, "now")]
+    parts = [ToolCallDelta(0, "weather", '{"city"'), ToolCallDelta(0, "", ': "Rome"}'), ToolCallDelta(1, "now")]
     system.scripts[m.Chat] = sends(*parts, reason="tool_calls")
     whole = llama.chat("tiny", USER, tools=[WEATHER])
     streamed = list(llama.chat("tiny", USER, tools=[WEATHER], stream=True))
@@ -99,7 +101,7 @@ def test_calls_come_whole_with_arguments_as_an_object(llama: ollama.Client, syst
 
 def test_logprobs_come_with_their_tokens(llama: ollama.Client, system: Any) -> None:
     chosen = TokenLogprob("yes", -0.1, [("yes", -0.1), ("no", -2.5)])
-    system.scripts[m.Chat] = sends(m.Delta("yes", 1), m.Logprobs([chosen]))
+    system.scripts[m.Chat] = sends(Delta("yes", 1), Logprobs([chosen]))
     whole = llama.chat("tiny", USER, logprobs=True, top_logprobs=2)
     streamed = list(llama.chat("tiny", USER, logprobs=True, top_logprobs=2, stream=True))
     for said in (whole.logprobs, [one for part in streamed for one in part.logprobs or ()]):
@@ -121,13 +123,13 @@ def test_a_waiting_stream_gets_lines_that_clients_can_read(llama: ollama.Client,
     for part in llama.chat("tiny", USER, stream=True):
         texts.append(part.message.content)
         if len(texts) == 2:
-            sends(m.Delta("late", 1))(chats[0])
+            sends(Delta("late", 1))(chats[0])
     assert texts[:2] == ["", ""]
     assert "".join(text or "" for text in texts) == "late"
 
 
 def test_a_client_that_leaves_cancels_its_answer(http: httpx.Client, system: Any) -> None:
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Delta("a", 1))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Delta("a", 1))
     with http.stream("POST", "/api/chat", json={"model": "tiny", "messages": USER}) as answer:
         next(answer.iter_lines())
     assert system.hears(m.Cancel).model == "tiny"
@@ -137,7 +139,7 @@ def test_a_client_that_leaves_cancels_its_answer(http: httpx.Client, system: Any
 
 
 def test_options_reach_the_engine(llama: ollama.Client, system: Any) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
+    system.scripts[m.Chat] = sends(Delta("ok", 1))
     options = {
         "temperature": 0.5,
         "top_p": 0.9,
@@ -163,7 +165,7 @@ def test_options_reach_the_engine(llama: ollama.Client, system: Any) -> None:
 
 @pytest.mark.parametrize("most", [-1, -2, 0])
 def test_an_answer_without_a_limit_goes_to_the_end_of_the_context(llama: ollama.Client, system: Any, most: int) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
+    system.scripts[m.Chat] = sends(Delta("ok", 1))
     llama.chat("tiny", USER, options={"num_predict": most, "top_k": -1, "stop": "END"})
     request = system.hears(m.Chat).request
     assert (request.max_tokens, request.sampling.top_k, request.stop) == (None, 0, ("END",))
@@ -173,7 +175,7 @@ def test_an_answer_without_a_limit_goes_to_the_end_of_the_context(llama: ollama.
     ("form", "expected"), [("json", Format()), (PARAMETERS, Format(PARAMETERS)), ("", None), (None, None)]
 )
 def test_a_format_reaches_the_engine(llama: ollama.Client, system: Any, form: Any, expected: Format | None) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("{}", 1))
+    system.scripts[m.Chat] = sends(Delta("{}", 1))
     llama.generate("tiny", "hi", format=form)
     assert system.hears(m.Chat).request.format == expected
 
@@ -185,14 +187,14 @@ def test_a_format_reaches_the_engine(llama: ollama.Client, system: Any, form: An
 def test_thinking_is_asked_for(
     llama: ollama.Client, system: Any, think: Any, expected: bool | None, kwargs: dict[str, str]
 ) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
+    system.scripts[m.Chat] = sends(Delta("ok", 1))
     llama.chat("tiny", USER, think=think)
     request = system.hears(m.Chat).request
     assert (request.thinking, request.template_kwargs) == (expected, kwargs)
 
 
 def test_tools_and_their_results_reach_the_engine(llama: ollama.Client, system: Any) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
+    system.scripts[m.Chat] = sends(Delta("ok", 1))
     call = {"function": {"name": "weather", "arguments": {"city": "Rome"}}}
     talk = [
         *USER,
@@ -209,7 +211,7 @@ def test_tools_and_their_results_reach_the_engine(llama: ollama.Client, system: 
 
 
 def test_a_prompt_is_read_through_the_template_unless_it_is_raw(llama: ollama.Client, system: Any) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
+    system.scripts[m.Chat] = sends(Delta("ok", 1))
     llama.generate("tiny", "hi", system="Be brief.", context=[1, 2], template="{{ .Prompt }}")
     request = system.hears(m.Chat).request
     assert request.messages == [{"role": "system", "content": "Be brief."}, *USER]
@@ -220,7 +222,7 @@ def test_a_prompt_is_read_through_the_template_unless_it_is_raw(llama: ollama.Cl
 
 
 def test_latest_is_the_model_itself(llama: ollama.Client, system: Any) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
+    system.scripts[m.Chat] = sends(Delta("ok", 1))
     assert llama.chat("tiny:latest", USER).model == "tiny:latest"
     assert system.hears(m.Chat).model == "tiny"
     with pytest.raises(ollama.ResponseError):
@@ -249,7 +251,7 @@ def test_latest_is_the_model_itself(llama: ollama.Client, system: Any) -> None:
 def test_a_lease_is_told_behind_the_chat_and_capped_by_the_config(
     llama: ollama.Client, system: Any, model: str, keep_alive: Any, seconds: float | None
 ) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
+    system.scripts[m.Chat] = sends(Delta("ok", 1))
     llama.chat(model, USER, keep_alive=keep_alive)
     assert isinstance(system.heard.get(timeout=10), m.Chat)
     assert system.heard.get(timeout=10) == m.KeepAlive(model, seconds)
@@ -259,13 +261,13 @@ def test_a_lease_is_told_behind_the_chat_and_capped_by_the_config(
 def test_no_lease_is_told_for_pinned_models_or_without_one(
     llama: ollama.Client, system: Any, model: str, keep_alive: Any
 ) -> None:
-    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
+    system.scripts[m.Chat] = sends(Delta("ok", 1))
     llama.chat(model, USER, keep_alive=keep_alive)
     assert not system.has_heard(m.KeepAlive)
 
 
 def test_no_messages_load_the_model(llama: ollama.Client, system: Any) -> None:
-    system.scripts[m.LoadModel] = lambda load: load.reply.send(m.ModelStatus(load.model, m.State.READY))
+    system.scripts[m.LoadModel] = lambda load: load.reply.send(ModelStatus(load.model, State.READY))
     for answer in (llama.chat("tiny", [], keep_alive="5m"), llama.generate("tiny", keep_alive="5m")):
         assert (answer.done, answer.done_reason) == (True, "load")
         assert system.hears(m.LoadModel).model == "tiny"
@@ -274,20 +276,20 @@ def test_no_messages_load_the_model(llama: ollama.Client, system: Any) -> None:
 
 
 def test_a_load_that_fails_says_why(llama: ollama.Client, system: Any) -> None:
-    system.scripts[m.LoadModel] = lambda load: load.reply.send(m.Failed(LoadFailed("the files are broken")))
+    system.scripts[m.LoadModel] = lambda load: load.reply.send(Failed(LoadFailed("the files are broken")))
     with pytest.raises(ollama.ResponseError, match="the files are broken") as caught:
         llama.generate("tiny")
     assert caught.value.status_code == 503
 
 
 def test_no_messages_and_no_time_unload_an_idle_model(llama: ollama.Client, system: Any) -> None:
-    system.scripts[m.UnloadModel] = lambda unload: unload.reply.send(m.ModelStatus(unload.model, m.State.STOPPED))
+    system.scripts[m.UnloadModel] = lambda unload: unload.reply.send(ModelStatus(unload.model, State.STOPPED))
     assert llama.chat("tiny", [], keep_alive=0).done_reason == "unload"
     assert system.hears(m.UnloadModel).model == "tiny"
 
 
 def test_a_busy_model_is_unloaded_after_its_answers(llama: ollama.Client, system: Any, status: Any) -> None:
-    busy = status(models=[m.ModelStatus("tiny", m.State.BUSY, active=1)])
+    busy = status(models=[ModelStatus("tiny", State.BUSY, active=1)])
     system.scripts[m.GetStatus] = lambda ask: ask.reply.send(busy)
     assert llama.generate("tiny", keep_alive=0).done_reason == "unload"
     assert system.hears(m.KeepAlive) == m.KeepAlive("tiny", 0.0)
@@ -316,13 +318,13 @@ def test_a_pinned_model_is_not_unloaded(llama: ollama.Client, system: Any, statu
         ({"messages": [{"role": "user", "content": "a", "images": ["aGk="]}]}, "messages[0].images"),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].function"),
         (
-            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{}"}}]}]},
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": 5}}]}]},
             "messages[0].tool_calls[0].function.arguments",
         ),
         ({"stream": "no"}, "stream"),
         ({"tools": {}}, "tools"),
         ({"tools": [{"function": {}}]}, "tools[0].function.name"),
-        ({"tools": [{"type": "search", "function": {"name": "a"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [{"function": {"name": "a", "parameters": []}}]}, "tools[0].function.parameters"),
         ({"format": "xml"}, 'format is "xml", but must be "json" or a JSON schema'),
         ({"format": 3}, "format"),
@@ -337,12 +339,12 @@ def test_a_pinned_model_is_not_unloaded(llama: ollama.Client, system: Any, statu
         ({"options": []}, "options"),
         ({"options": {"temperature": 3}}, "options.temperature is 3, but must be a number from 0 to 2"),
         ({"options": {"temperature": "hot"}}, "options.temperature"),
-        ({"options": {"top_p": 0}}, "options.top_p"),
+        ({"options": {"top_p": -1}}, "options.top_p"),
         ({"options": {"top_k": -2}}, "options.top_k"),
         ({"options": {"min_p": 2}}, "options.min_p"),
         ({"options": {"seed": 1.5}}, "options.seed"),
         ({"options": {"num_predict": -3}}, "options.num_predict"),
-        ({"options": {"stop": [""]}}, "options.stop[0]"),
+        ({"options": {"stop": ["x" * 1001]}}, "options.stop[0]"),
         ({"options": {"stop": 3}}, "options.stop"),
         ({"options": {"repeat_penalty": 0}}, "options.repeat_penalty"),
         ({"options": {"presence_penalty": 3}}, "options.presence_penalty"),
@@ -364,7 +366,7 @@ def test_a_bad_value_is_refused_by_its_name(
         ({"prompt": ["hi"]}, "prompt"),
         ({"system": 3}, "system"),
         ({"raw": "yes"}, "raw"),
-        ({"suffix": "}"}, "suffix"),
+        ({"suffix": 5}, "suffix"),
         ({"images": ["aGk="]}, "images"),
     ],
 )
@@ -409,7 +411,7 @@ def test_each_failure_has_its_status(
 
 
 def test_a_failure_in_mid_stream_is_a_line(llama: ollama.Client, system: Any) -> None:
-    system.scripts[m.Chat] = fails(InternalError("it broke"), m.Delta("so far", 1))
+    system.scripts[m.Chat] = fails(InternalError("it broke"), Delta("so far", 1))
     texts = []
     with pytest.raises(ollama.ResponseError, match="it broke"):
         texts.extend(part.message.content for part in llama.chat("tiny", USER, stream=True))

@@ -7,10 +7,12 @@ import pytest
 from scripts import USAGE, sends
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Failed, Finished, Logprobs, ToolCallDelta
 from plimsoll.engine.protocol import Format, TokenLogprob, Tool
 from plimsoll.errors import ModelUnloaded, QueueFull
-from plimsoll.http.openai import completions, frames, shapes
-from plimsoll.http.openai.responses import events
+from plimsoll.http.openai import answers, completions
+from plimsoll.http.openai.responses.answers import ResponseEncoder
+from plimsoll.http.openai.responses.items import How
 
 HI = [{"role": "user", "content": "hi"}]
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -32,17 +34,17 @@ def in_order(system, count, script):
 
 
 CALLS = [
-    m.Delta("Let me see. ", 3),
-    m.ToolCallDelta(0, "weather", ""),
-    m.ToolCallDelta(0, "", '{"city": '),
-    m.ToolCallDelta(0, "", '"Oslo"}'),
-    m.ToolCallDelta(1, "weather", '{"city": "Rome"}'),
+    Delta("Let me see. ", 3),
+    ToolCallDelta(0, "weather", ""),
+    ToolCallDelta(0, "", '{"city": '),
+    ToolCallDelta(0, "", '"Oslo"}'),
+    ToolCallDelta(1, "weather", '{"city": "Rome"}'),
 ]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_several_answers_keep_their_index_and_share_the_prompt(client, system, stream):
-    chats = in_order(system, 3, lambda index, chat: sends(m.Delta(f"answer {index}", 2))(chat))
+    chats = in_order(system, 3, lambda index, chat: sends(Delta(f"answer {index}", 2))(chat))
     options = {"stream_options": {"include_usage": True}} if stream else {}
     got = client.chat.completions.create(model="tiny", messages=HI, n=3, seed=2**63 - 2, stream=stream, **options)
     if stream:
@@ -69,7 +71,7 @@ def test_one_failure_of_several_answers_fails_all_and_cancels_the_others(http, s
     def script(chat):
         chats.append(chat)
         if len(chats) == 2:
-            chat.reply.send(m.Failed(QueueFull("64 are waiting", retry_after_s=1)))
+            chat.reply.send(Failed(QueueFull("64 are waiting", retry_after_s=1)))
 
     system.scripts[m.Chat] = script
     response = http.post("/v1/chat/completions", json=body(n=2, stream=stream))
@@ -82,9 +84,9 @@ def test_one_failure_in_mid_stream_ends_all_the_answers_of_the_stream(http, syst
 
     def script(chat):
         chats.append(chat)
-        chat.reply.send(m.Delta("Hel", 1))
+        chat.reply.send(Delta("Hel", 1))
         if len(chats) == 2:
-            chat.reply.send(m.Failed(ModelUnloaded("memory is at 96 %")))
+            chat.reply.send(Failed(ModelUnloaded("memory is at 96 %")))
 
     system.scripts[m.Chat] = script
     text = http.post("/v1/chat/completions", json=body(n=2, stream=True)).text
@@ -96,7 +98,7 @@ def test_one_failure_in_mid_stream_ends_all_the_answers_of_the_stream(http, syst
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_leaving_several_answers_cancels_each(http, system, body, stream):
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Delta("Hel", 1))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Delta("Hel", 1))
     if stream:
         with http.stream("POST", "/v1/chat/completions", json=body(n=2, stream=True)) as response:
             assert next(response.iter_lines())
@@ -109,9 +111,9 @@ def test_leaving_several_answers_cancels_each(http, system, body, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_log_probabilities_have_openai_s_shape(client, system, stream):
-    first = TokenLogprob("Hé", -0.25, [("Hé", -0.25), ("No", float("-inf"))])
+    first = TokenLogprob("Hé", -0.25, [("Hé", -0.25), ("\ufffd", float("-inf"))], top_parts={1: b"\xf0"})
     system.scripts[m.Chat] = sends(
-        m.Delta("Hé", 1), m.Logprobs([first]), m.Delta("llo", 2), m.Logprobs([TokenLogprob("llo", -1.5)])
+        Delta("Hé", 1), Logprobs([first]), Delta("llo", 2), Logprobs([TokenLogprob("llo", -1.5)])
     )
     asked = {"model": "tiny", "messages": HI, "logprobs": True, "top_logprobs": 2}
     if stream:
@@ -124,24 +126,25 @@ def test_log_probabilities_have_openai_s_shape(client, system, stream):
         told = client.chat.completions.create(**asked).choices[0].logprobs.content
     assert [(token.token, token.logprob) for token in told] == [("Hé", -0.25), ("llo", -1.5)]
     assert told[0].bytes == [72, 195, 169]
-    assert [(other.token, other.logprob) for other in told[0].top_logprobs] == [("Hé", -0.25), ("No", -9999.0)]
+    assert [(other.token, other.logprob) for other in told[0].top_logprobs] == [("Hé", -0.25), ("\ufffd", -9999.0)]
+    assert [other.bytes for other in told[0].top_logprobs] == [[72, 195, 169], [0xF0]]
     assert system.hears(m.Chat).request.logprobs == 2
 
 
 @pytest.mark.parametrize(
     "form",
     [
-        lambda: frames.Chunks(shapes.Head("x", "tiny", 1, scored=True)),
-        lambda: completions.Chunks(shapes.Head("x", "tiny", 1, scored=True), [""]),
-        lambda: events.Events({"id": "x"}, scored=True),
+        lambda: answers.ChatEncoder(answers.Head("x", "tiny", 1, scored=True)),
+        lambda: completions.CompletionEncoder(answers.Head("x", "tiny", 1, scored=True), [""]),
+        lambda: ResponseEncoder({"id": "x"}, How(), scored=True, keep=lambda _ended: None),
     ],
     ids=["chat", "completions", "responses"],
 )
 def test_streamed_text_waits_for_its_log_probabilities(form):
     made = form()
-    assert b"Hey" not in made.events(0, [m.Delta("Hey", 1)])
-    assert b"Hey" in made.events(0, [m.Logprobs([TokenLogprob("Hey", -0.5)])])
-    assert b" you" in made.events(0, [m.Delta(" you", 2), m.Finished("stop", USAGE)])
+    assert b"Hey" not in made.events(0, [Delta("Hey", 1)])
+    assert b"Hey" in made.events(0, [Logprobs([TokenLogprob("Hey", -0.5)])])
+    assert b" you" in made.events(0, [Delta(" you", 2), Finished("stop", USAGE)])
 
 
 @pytest.mark.parametrize(("asked", "reached"), [({"logprobs": True}, 0), ({"logprobs": False}, None), ({}, None)])
@@ -155,6 +158,23 @@ def test_a_logit_bias_reaches_the_engine_by_token_id(http, system, says, body):
     system.scripts[m.Chat] = says("ok")
     http.post("/v1/chat/completions", json=body(logit_bias={"17": -100, "4": 0.5}))
     assert system.hears(m.Chat).request.sampling.logit_bias == {17: -100, 4: 0.5}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_custom_tool_is_called_with_its_text(http, system, body, stream):
+    system.scripts[m.Chat] = sends(
+        ToolCallDelta(0, "patch", '{"input": "*** '), ToolCallDelta(0, "", 'Begin"}'), ToolCallDelta(1, "weather", "{}")
+    )
+    tools = [{"type": "custom", "custom": {"name": "patch"}}, WEATHER]
+    answer = http.post("/v1/chat/completions", json=body(tools=tools, stream=stream))
+    if stream:
+        lines = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        deltas = [choice["delta"] for line in lines for choice in line["choices"]]
+        patch, weather = (call for delta in deltas for call in delta.get("tool_calls", ()))
+    else:
+        patch, weather = answer.json()["choices"][0]["message"]["tool_calls"]
+    assert (patch["type"], patch["custom"]) == ("custom", {"name": "patch", "input": "*** Begin"})
+    assert (weather["type"], weather["function"]["name"]) == ("function", "weather")
 
 
 def test_tool_calls_come_whole(client, system):
@@ -249,7 +269,7 @@ def test_the_openai_client_parses_structured_output(client, system, says):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_thoughts_stand_apart_and_are_counted(http, system, body, stream):
-    system.scripts[m.Chat] = sends(m.Delta("Hm, ", 1, reasoning=True), m.Delta("yes.", 2, True), m.Delta("Yes", 3))
+    system.scripts[m.Chat] = sends(Delta("Hm, ", 1, reasoning=True), Delta("yes.", 2, True), Delta("Yes", 3))
     options = {"stream_options": {"include_usage": True}} if stream else {}
     response = http.post("/v1/chat/completions", json=body(stream=stream, **options))
     if stream:
@@ -282,7 +302,7 @@ def test_effort_and_template_arguments_reach_the_engine(http, system, says, body
 
 
 def test_what_the_server_cancels_is_an_error_after_the_text_so_far(http, system, body):
-    system.scripts[m.Chat] = sends(m.Delta("Hel", 1), reason="cancelled")
+    system.scripts[m.Chat] = sends(Delta("Hel", 1), reason="cancelled")
     text = http.post("/v1/chat/completions", json=body(stream=True)).text
     assert '"content":"Hel"' in text
     assert "cancelled by the server" in text

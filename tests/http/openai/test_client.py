@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
+import time
 
 import openai
 import pytest
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Failed, Finished
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import InsufficientMemory, NeverFits, QueueFull
 
@@ -35,7 +37,7 @@ def failing_first(error, says):
             says("Hello")(chat)
         else:
             failed.append(chat)
-            chat.reply.send(m.Failed(error))
+            chat.reply.send(Failed(error))
 
     return script
 
@@ -59,9 +61,9 @@ def test_many_async_requests_of_every_kind_do_not_mix(server, system):
     def script(chat):
         request = chat.request
         text = request.prompt or request.messages[-1]["content"]
-        threading.Thread(target=lambda: [chat.reply.send(item) for item in (m.Delta(text, 1), ending)]).start()
+        threading.Thread(target=lambda: [chat.reply.send(item) for item in (Delta(text, 1), ending)]).start()
 
-    ending = m.Finished("stop", Usage())
+    ending = Finished("stop", Usage())
     system.scripts[m.Chat] = script
 
     async def scenario(client):
@@ -84,8 +86,13 @@ def test_many_async_requests_of_every_kind_do_not_mix(server, system):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_full_queue_is_retried_after_the_time_the_server_names(server, system, says, monkeypatch, stream):
-    slept = []
-    monkeypatch.setattr("openai._base_client.time.sleep", slept.append)
+    slept, this, really_sleep = [], threading.current_thread(), time.sleep
+
+    # ``time`` is one module for all threads, and others sleep too.
+    def sleep(seconds):
+        (slept.append if threading.current_thread() is this else really_sleep)(seconds)
+
+    monkeypatch.setattr("openai._base_client.time.sleep", sleep)
     system.scripts[m.Chat] = failing_first(QueueFull("64 are waiting", retry_after_s=7), says)
     with connect(server, max_retries=2) as client:
         got = client.chat.completions.create(model="tiny", messages=HI, stream=stream)
@@ -95,7 +102,7 @@ def test_a_full_queue_is_retried_after_the_time_the_server_names(server, system,
 
 
 def test_without_retries_a_full_queue_is_a_rate_limit_error(client, system):
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Failed(QueueFull("64 are waiting", retry_after_s=7)))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Failed(QueueFull("64 are waiting", retry_after_s=7)))
     with pytest.raises(openai.RateLimitError) as raised:
         client.chat.completions.create(model="tiny", messages=HI)
     assert raised.value.code == "queue_full"
@@ -103,7 +110,7 @@ def test_without_retries_a_full_queue_is_a_rate_limit_error(client, system):
 
 
 def test_what_never_fits_is_not_retried(server, system):
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Failed(NeverFits("needs 900 GB")))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Failed(NeverFits("needs 900 GB")))
     with connect(server, max_retries=3) as client, pytest.raises(openai.InternalServerError) as raised:
         client.chat.completions.create(model="tiny", messages=HI)
     assert raised.value.status_code == 507
@@ -112,7 +119,7 @@ def test_what_never_fits_is_not_retried(server, system):
 
 def test_memory_figures_reach_the_client(client, system):
     error = InsufficientMemory("96 % used", details={"used_percent": 96.0})
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Failed(error))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Failed(error))
     with pytest.raises(openai.InternalServerError) as raised:
         client.chat.completions.create(model="tiny", messages=HI)
     assert raised.value.body["memory"] == {"used_percent": 96.0}
@@ -164,7 +171,7 @@ def test_a_client_s_time_limit_cancels_its_request(server, system, call):
     ids=["chat", "completions", "responses"],
 )
 def test_closing_a_stream_cancels_its_request(client, system, call):
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Delta("Hel", 1))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Delta("Hel", 1))
     with call(client) as stream:
         next(iter(stream))
     assert system.hears(m.Chat).id == system.hears(m.Cancel).id

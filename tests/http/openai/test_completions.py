@@ -5,16 +5,18 @@ import json
 import pytest
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Finished, Logprobs
 from plimsoll.engine.protocol import TokenLogprob, Usage
 
 BAD_VALUES = [
-    ({"prompt": None}, "prompt", "a string or a list"),
-    ({"prompt": []}, "prompt", "1 to 8 strings"),
-    ({"prompt": ["x"] * 9}, "prompt", "1 to 8 strings"),
-    ({"prompt": [1, 2]}, "prompt[0]", "only text"),
-    ({"prompt": [[1, 2]]}, "prompt[0]", "only text"),
+    ({"prompt": None}, "prompt", "token ids"),
+    ({"prompt": []}, "prompt", "token ids"),
+    ({"prompt": ["x"] * 9}, "prompt", "1 to 8 of them"),
+    ({"prompt": [1, -2]}, "prompt", "token ids"),
+    ({"prompt": [[1, 2], []]}, "prompt", "token ids"),
+    ({"prompt": [1, 2], "echo": True}, "echo", "token ids"),
+    ({"suffix": "x", "echo": True}, "echo", "suffix"),
     ({"prompt": ["x"] * 8, "n": 3}, "n", "16 at most"),
-    ({"suffix": "end"}, "suffix", "not supported"),
     ({"best_of": 3}, "best_of", "the same as n"),
     ({"logprobs": 6}, "logprobs", "from 0 to 5"),
     ({"logprobs": True}, "logprobs", "from 0 to 5"),
@@ -26,8 +28,8 @@ BAD_VALUES = [
 
 def echoing(chat):
     """Answer every prompt with itself in capitals."""
-    chat.reply.send(m.Delta(chat.request.prompt.upper(), 1))
-    chat.reply.send(m.Finished("stop", Usage(prompt_tokens=4, completion_tokens=5, cached_tokens=1)))
+    chat.reply.send(Delta(chat.request.prompt.upper(), 1))
+    chat.reply.send(Finished("stop", Usage(prompt_tokens=4, completion_tokens=5, cached_tokens=1)))
 
 
 def test_a_prompt_is_read_as_it_is(client, system):
@@ -68,11 +70,11 @@ def test_answers_are_numbered_prompt_by_prompt(client, system, stream):
 @pytest.mark.parametrize("stream", [False, True])
 def test_log_probabilities_have_the_legacy_shape(client, system, stream):
     def script(chat):
-        chat.reply.send(m.Delta("Hey", 1))
-        chat.reply.send(m.Logprobs([TokenLogprob("Hey", -0.5, [("Hey", -0.5), ("Yo", -1.0)])]))
-        chat.reply.send(m.Delta(" you", 2))
-        chat.reply.send(m.Logprobs([TokenLogprob(" you", -0.75)]))
-        chat.reply.send(m.Finished("length", Usage()))
+        chat.reply.send(Delta("Hey", 1))
+        chat.reply.send(Logprobs([TokenLogprob("Hey", -0.5, [("Hey", -0.5), ("Yo", -1.0)])]))
+        chat.reply.send(Delta(" you", 2))
+        chat.reply.send(Logprobs([TokenLogprob(" you", -0.75)]))
+        chat.reply.send(Finished("length", Usage()))
 
     system.scripts[m.Chat] = script
     got = client.completions.create(model="tiny", prompt="x", logprobs=2, stream=stream)
@@ -106,3 +108,19 @@ def test_a_bad_value_is_named_with_what_it_may_be(http, system, changes, param, 
 def test_an_unknown_model_is_404(http):
     response = http.post("/v1/completions", json={"model": "nope", "prompt": "x"})
     assert (response.status_code, response.json()["error"]["param"]) == (404, "model")
+
+
+@pytest.mark.parametrize(("prompt", "reached"), [([1, 2], [[1, 2]]), ([[1, 2], "x"], [[1, 2], "x"])])
+def test_prompts_may_be_token_ids(http, system, prompt, reached):
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Finished("stop", Usage()))
+    assert http.post("/v1/completions", json={"model": "tiny", "prompt": prompt}).status_code == 200
+    assert [system.hears(m.Chat).request.prompt for _ in reached] == reached
+
+
+def test_a_suffix_reaches_the_engine_on_both_apis(http, system):
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Finished("stop", Usage()))
+    body = {"model": "tiny", "prompt": "def f(", "suffix": "return x", "stream": False}
+    for path in ("/v1/completions", "/api/generate"):
+        assert http.post(path, json=body).status_code == 200
+        request = system.hears(m.Chat).request
+        assert (request.prompt, request.suffix, request.messages) == ("def f(", "return x", [])

@@ -3,8 +3,10 @@
 import struct
 
 import pytest
+from scripts import fails
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Finished, Vectors, Waiting
 from plimsoll.engine.protocol import EmbedRequest, Usage
 from plimsoll.errors import BadRequest
 
@@ -30,9 +32,9 @@ BAD_VALUES = [
 def vectors(count):
     def script(chat):
         data = b"".join(struct.pack("<3f", *row) for row in ROWS[:count])
-        chat.reply.send(m.Waiting("read", 1, 2))
-        chat.reply.send(m.Vectors(data, 3))
-        chat.reply.send(m.Finished("stop", Usage(prompt_tokens=5)))
+        chat.reply.send(Waiting("read", 1, 2))
+        chat.reply.send(Vectors(data, 3))
+        chat.reply.send(Finished("stop", Usage(prompt_tokens=5)))
 
     return script
 
@@ -46,15 +48,15 @@ def test_texts_become_vectors(client, system, options):
     assert [one.index for one in answer.data] == [0, 1]
     assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (5, 5)
     assert answer.model == "tiny"
-    assert system.hears(m.Chat).request == EmbedRequest(["one", "two"], dimensions=3)
+    assert system.hears(m.Chat).request == EmbedRequest(["one", "two"], dimensions=3, truncate=True)
 
 
 @pytest.mark.parametrize(
     ("given", "reached"),
     [
-        ("one", EmbedRequest(["one"])),
-        ([1, 2], EmbedRequest(tokens=[[1, 2]])),
-        ([[1, 2], [3]], EmbedRequest(tokens=[[1, 2], [3]])),
+        ("one", EmbedRequest(["one"], truncate=True)),
+        ([1, 2], EmbedRequest(tokens=[[1, 2]], truncate=True)),
+        ([[1, 2], [3]], EmbedRequest(tokens=[[1, 2], [3]], truncate=True)),
     ],
 )
 def test_each_form_of_input_reaches_the_engine(http, system, given, reached):
@@ -73,13 +75,6 @@ def test_a_bad_value_is_named_with_what_it_may_be(http, system, changes, param, 
     assert system.has_heard(m.Chat) == 0
 
 
-def test_a_model_that_can_t_embed_is_told_as_the_engine_says(http, system):
-    told = BadRequest("tiny is a chat model", param="model")
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Failed(told))
-    response = http.post("/v1/embeddings", json={"model": "tiny", "input": "x"})
-    assert (response.status_code, response.json()["error"]["message"]) == (400, "tiny is a chat model")
-
-
 def test_an_answer_without_vectors_is_an_error(http, system, says):
     system.scripts[m.Chat] = says("no vectors")
     response = http.post("/v1/embeddings", json={"model": "tiny", "input": "x"})
@@ -88,3 +83,15 @@ def test_an_answer_without_vectors_is_an_error(http, system, says):
 
 def test_an_unknown_model_is_404(http):
     assert http.post("/v1/embeddings", json={"model": "nope", "input": "x"}).status_code == 404
+
+
+_BOTH = {"builtin": False, "entries": {"tiny": {"source": "fake:"}, "e5": {"source": "fake:", "embeddings": True}}}
+
+
+@pytest.mark.parametrize("server_config", [{"models": _BOTH}])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/api/embed", "/api/embeddings"])
+def test_a_chat_models_refusal_names_the_models_that_give_embeddings(http, system, path):
+    system.scripts[m.Chat] = fails(BadRequest("This model is a chat model.", param="model"))
+    response = http.post(path, json={"model": "tiny", "input": "x", "prompt": "x"})
+    assert response.status_code == 400
+    assert "This model is a chat model. The embedding models here are: e5." in response.text

@@ -5,8 +5,9 @@ import struct
 import pytest
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Finished, Vectors
 from plimsoll.engine.protocol import Usage
-from plimsoll.http.openai import completions, embeddings, request
+from plimsoll.http.openai import completions, embeddings, request, rerank
 from plimsoll.http.openai.responses import routes as responses
 
 VALID = {
@@ -14,6 +15,7 @@ VALID = {
     "/v1/completions": (completions.Body, {"prompt": "x"}),
     "/v1/responses": (responses.Body, {"input": "x"}),
     "/v1/embeddings": (embeddings.Body, {"input": "x"}),
+    "/v1/rerank": (rerank.Body, {"query": "x", "documents": ["x"]}),
 }
 ODD = [
     *(None, True, False, 0, -1, 1, 2**63, 1e308, "", "x", "auto", "\x00", "\ud7ff" * 10),
@@ -30,8 +32,8 @@ ODD = [
 @pytest.mark.parametrize("path", VALID)
 def test_no_value_of_any_parameter_is_a_server_error(http, system, path):
     def answer(chat):
-        chat.reply.send(m.Vectors(struct.pack("<f", 1.0), 1))
-        chat.reply.send(m.Finished("stop", Usage()))
+        chat.reply.send(Vectors(struct.pack("<f", 1.0), 1))
+        chat.reply.send(Finished("stop", Usage()))
 
     system.scripts[m.Chat] = answer
     struct_type, valid = VALID[path]

@@ -8,19 +8,20 @@ import pytest
 from scripts import sends
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Failed, Logprobs, ToolCallDelta, Waiting
 from plimsoll.engine.protocol import Format, Sampling, TokenLogprob, Tool, Usage
-from plimsoll.errors import ModelUnloaded, QueueFull
+from plimsoll.errors import ContextTooLong, ModelUnloaded, QueueFull
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "name": "weather", "description": "of a city", "parameters": CITY, "strict": True}
 USAGE = Usage(prompt_tokens=3, completion_tokens=9, cached_tokens=1)
 TURN = [
-    m.Delta("Hm.", 2, reasoning=True),
-    m.Delta("Let me ", 3),
-    m.Delta("see.", 4),
-    m.ToolCallDelta(0, "weather", '{"city": '),
-    m.ToolCallDelta(0, "", '"Oslo"}'),
-    m.ToolCallDelta(1, "weather", "{}"),
+    Delta("Hm.", 2, reasoning=True),
+    Delta("Let me ", 3),
+    Delta("see.", 4),
+    ToolCallDelta(0, "weather", '{"city": '),
+    ToolCallDelta(0, "", '"Oslo"}'),
+    ToolCallDelta(1, "weather", "{}"),
 ]
 BAD_VALUES = [
     ({"input": None}, "input", "a string or a list"),
@@ -28,25 +29,28 @@ BAD_VALUES = [
     ({"input": [{"type": "reasoning"}]}, "input", "no message"),
     ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role", "system, developer"),
     ({"input": [{"content": "x"}]}, "input[0].role", "must be system"),
-    ({"input": [{"role": "user"}]}, "input[0].content", "is missing"),
-    ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type", "only text"),
+    ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type", "text only"),
     ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text", "is missing"),
-    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "nothing is stored"),
-    ({"input": [{"type": "computer_call"}]}, "input[0].type", "function_call_output"),
     ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id", "is missing"),
-    ({"input": [{"type": "function_call_output", "call_id": "1"}]}, "input[0].output", "is missing"),
-    ({"previous_response_id": "resp_1"}, "previous_response_id", "nothing is stored"),
-    ({"conversation": "conv_1"}, "conversation", "nothing is stored"),
-    ({"prompt": {"id": "p"}}, "prompt", "nothing is stored"),
-    ({"background": True}, "background", "nothing is stored"),
-    ({"tools": [{"type": "web_search"}]}, "tools[0].type", 'is "web_search", but must be function'),
+    ({"input": [{"type": "item_reference", "id": "x"}]}, "input", "no message"),
+    ({"input": [{"type": "function_call_output", "output": "1"}]}, "input[0].call_id", "is missing"),
+    ({"conversation": {"id": 5}}, "conversation", "an object like"),
+    ({"prompt": {"id": "p"}}, "prompt", "no prompts are stored"),
+    ({"background": True}, "background", "can't be true"),
+    ({"tools": [{"type": "custom"}]}, "tools[0].name", "is missing"),
+    (
+        {"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function"}]}]},
+        "tools[0].tools[0].name",
+        "miss",
+    ),
+    ({"tool_choice": {"type": "web_search"}, "tools": [WEATHER]}, "tool_choice.type", "function, custom"),
     ({"tools": [{"type": "function"}]}, "tools[0].name", "is missing"),
     ({"tools": [WEATHER, WEATHER]}, "tools[1].name", "another tool"),
     ({"tool_choice": {"type": "function", "name": "g"}, "tools": [WEATHER]}, "tool_choice.name", "are: weather"),
     ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "is missing"),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type", "json_schema"),
     ({"reasoning": {"effort": "huge"}}, "reasoning.effort", "minimal"),
-    ({"max_output_tokens": 0}, "max_output_tokens", "from 1"),
+    ({"max_output_tokens": -2}, "max_output_tokens", "from 1"),
     ({"temperature": 3}, "temperature", "from 0 to 2"),
     ({"metadata": [1]}, "metadata", "an object of strings"),
 ]
@@ -59,7 +63,7 @@ def events(text):
 
 
 def test_a_response_has_its_text_and_usage(client, system):
-    system.scripts[m.Chat] = sends(m.Delta("Hel", 1), m.Delta("lo", 2), usage=USAGE)
+    system.scripts[m.Chat] = sends(Delta("Hel", 1), Delta("lo", 2), usage=USAGE)
     answer = client.responses.create(
         model="tiny",
         input="hi",
@@ -81,6 +85,18 @@ def test_a_response_has_its_text_and_usage(client, system):
     assert (request.sampling, request.max_tokens) == (Sampling(temperature=0.5, top_p=0.9), 50)
 
 
+def test_an_answer_that_pauses_between_its_parts_is_the_same_sequence_of_events(http, system):
+    def kinds(*items):
+        system.scripts[m.Chat] = sends(*items, reason="tool_calls")
+        answer = http.post("/v1/responses", json={"model": "tiny", "input": "hi", "tools": [WEATHER], "stream": True})
+        found = events(answer.text)
+        assert [data["sequence_number"] for _, data in found] == list(range(len(found)))
+        return [kind for kind, _ in found]
+
+    pause = (Waiting("resume"), Waiting("read", 1, 2), Waiting("prefill", 5, 43))
+    assert kinds(*(part for item in TURN for part in (item, *pause))) == kinds(*TURN)
+
+
 def test_thoughts_text_and_calls_are_items(client, system):
     system.scripts[m.Chat] = sends(*TURN, reason="tool_calls")
     answer = client.responses.create(
@@ -95,11 +111,11 @@ def test_thoughts_text_and_calls_are_items(client, system):
     assert call.call_id.startswith("call_")
     assert answer.usage.output_tokens_details.reasoning_tokens == 2
     assert answer.status == "completed"
-    assert (request.tools, request.tool_choice) == ((Tool("weather", "of a city", CITY),), "weather")
+    assert (request.tools, request.tool_choice) == ((Tool("weather", "of a city", CITY, strict=True),), "weather")
 
 
 def test_a_whole_conversation_becomes_messages(http, system):
-    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
+    system.scripts[m.Chat] = sends(Delta("ok", 1))
     items = [
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [{"type": "input_text", "text": "one"}, {"type": "input_text", "text": "two"}]},
@@ -122,6 +138,7 @@ def test_a_whole_conversation_becomes_messages(http, system):
         {
             "role": "assistant",
             "content": "Let me see.",
+            "reasoning_content": "Hm.",
             "tool_calls": [call("a", "f", "{}"), call("b", "g", '{"x": 1}')],
         },
         {"role": "tool", "content": "4", "tool_call_id": "a"},
@@ -187,7 +204,7 @@ def test_the_openai_client_follows_a_stream(client, system):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_response_cut_short_is_incomplete(client, system, stream):
-    system.scripts[m.Chat] = sends(m.Delta("Hel", 1), reason="length")
+    system.scripts[m.Chat] = sends(Delta("Hel", 1), reason="length")
     answer = client.responses.create(model="tiny", input="hi", stream=stream)
     if stream:
         *_, last = answer
@@ -207,8 +224,8 @@ def test_an_empty_response_has_an_empty_message(client, system):
 
 def test_a_failure_in_mid_stream_is_a_failed_response(client, system):
     def fail(chat):
-        chat.reply.send(m.Delta("Hel", 1))
-        chat.reply.send(m.Failed(ModelUnloaded("memory is at 96 %")))
+        chat.reply.send(Delta("Hel", 1))
+        chat.reply.send(Failed(ModelUnloaded("memory is at 96 %")))
 
     system.scripts[m.Chat] = fail
     *_, last = client.responses.create(model="tiny", input="hi", stream=True)
@@ -225,14 +242,14 @@ def test_a_failure_after_a_comment_is_a_failed_response_too(http, system):
     with http.stream("POST", "/v1/responses", json={"model": "tiny", "input": "hi", "stream": True}) as response:
         lines = response.iter_lines()
         assert next(lines) == ": waiting"
-        chats[0].reply.send(m.Failed(ModelUnloaded("gone")))
+        chats[0].reply.send(Failed(ModelUnloaded("gone")))
         names = [line.removeprefix("event: ") for line in lines if line.startswith("event:")]
     assert names == ["response.created", "response.in_progress", "response.failed"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_failure_before_the_first_text_has_its_own_status(client, system, stream):
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Failed(QueueFull("64 are waiting", retry_after_s=1)))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Failed(QueueFull("64 are waiting", retry_after_s=1)))
     with pytest.raises(openai.RateLimitError, match="64 are waiting"):
         client.responses.create(model="tiny", input="hi", stream=stream)
 
@@ -240,7 +257,7 @@ def test_a_failure_before_the_first_text_has_its_own_status(client, system, stre
 @pytest.mark.parametrize("stream", [False, True])
 def test_log_probabilities_come_with_the_text(client, system, stream):
     system.scripts[m.Chat] = sends(
-        m.Delta("", 1), m.Logprobs([TokenLogprob("H", -0.5)]), m.Delta("Hi", 2), m.Logprobs([TokenLogprob("i", -1.0)])
+        Delta("", 1), Logprobs([TokenLogprob("H", -0.5)]), Delta("Hi", 2), Logprobs([TokenLogprob("i", -1.0)])
     )
     asked = {"model": "tiny", "input": "hi", "include": ["message.output_text.logprobs"], "top_logprobs": 1}
     answer = client.responses.create(**asked, stream=stream)
@@ -262,7 +279,7 @@ def test_log_probabilities_come_with_the_text(client, system, stream):
     ],
 )
 def test_a_text_format_reaches_the_engine(client, system, given, reached):
-    system.scripts[m.Chat] = sends(m.Delta("{}", 1))
+    system.scripts[m.Chat] = sends(Delta("{}", 1))
     answer = client.responses.create(model="tiny", input="hi", text={"format": given})
     assert system.hears(m.Chat).request.format == reached
     assert answer.text.format.type == given["type"]
@@ -272,13 +289,13 @@ def test_the_openai_client_parses_structured_output(client, system):
     class City(pydantic.BaseModel):
         city: str
 
-    system.scripts[m.Chat] = sends(m.Delta('{"city": "Oslo"}', 1))
+    system.scripts[m.Chat] = sends(Delta('{"city": "Oslo"}', 1))
     assert client.responses.parse(model="tiny", input="hi", text_format=City).output_parsed == City(city="Oslo")
 
 
 @pytest.mark.parametrize(("effort", "thinking"), [("none", False), ("minimal", False), ("high", True), (None, None)])
 def test_an_effort_reaches_the_engine(http, system, effort, thinking):
-    system.scripts[m.Chat] = sends(m.Delta("ok", 1))
+    system.scripts[m.Chat] = sends(Delta("ok", 1))
     http.post("/v1/responses", json={"model": "tiny", "input": "hi", "reasoning": {"effort": effort}})
     assert system.hears(m.Chat).request.thinking is thinking
 
@@ -298,8 +315,92 @@ def test_an_unknown_model_is_404(http):
 
 
 def test_a_stream_left_by_its_client_is_cancelled(client, system):
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Delta("Hel", 1))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Delta("Hel", 1))
     stream = client.responses.create(model="tiny", input="hi", stream=True)
     next(iter(stream))
     stream.close()
     assert system.hears(m.Chat).id == system.hears(m.Cancel).id
+
+
+def test_a_namespaces_function_is_called_by_the_clients_own_name(client, system):
+    system.scripts[m.Chat] = sends(ToolCallDelta(0, "agents__weather", "{}"), reason="tool_calls")
+    space = {"type": "namespace", "name": "agents", "tools": [WEATHER]}
+    answer = client.responses.create(model="tiny", input="hi", tools=[WEATHER, space])
+    (call,) = answer.output
+    assert (call.name, call.model_extra.get("namespace") or call.namespace) == ("weather", "agents")
+
+
+def test_a_custom_tool_is_called_with_its_text_in_the_events_that_clients_check(client, system):
+    system.scripts[m.Chat] = sends(
+        ToolCallDelta(0, "patch", '{"input": "*** '), ToolCallDelta(0, "", 'Begin"}'), reason="tool_calls"
+    )
+    tools = [{"type": "custom", "name": "patch", "description": "Patches."}]
+    with client.responses.stream(model="tiny", input="hi", tools=tools) as stream:
+        kinds = [event.type for event in stream]
+        (call,) = stream.get_final_response().output
+    assert (call.type, call.name, call.input) == ("custom_tool_call", "patch", "*** Begin")
+    assert kinds[2:-1] == [
+        "response.output_item.added",
+        "response.custom_tool_call_input.delta",
+        "response.custom_tool_call_input.done",
+        "response.output_item.done",
+    ]
+    system.scripts[m.Chat] = sends(ToolCallDelta(0, "patch", '{"input": "x"}'), reason="tool_calls")
+    assert client.responses.create(model="tiny", input="hi", tools=tools).output[0].input == "x"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "action"),
+    [
+        ('{"command": ["ls", "-l"], "timeout_ms": 5}', {"command": ["ls", "-l"], "timeout_ms": 5}),
+        ('{"command": "ls | wc"}', {"command": ["bash", "-lc", "ls | wc"]}),
+        ("ls", {"command": ["ls"]}),
+        ('{"command": 5}', {"command": ['{"command": 5}']}),
+    ],
+)
+def test_the_clients_shell_is_called_with_its_command(client, system, arguments, action):
+    first, rest = arguments[:1], arguments[1:]
+    system.scripts[m.Chat] = sends(
+        ToolCallDelta(0, "local_shell", first), ToolCallDelta(0, "", rest), reason="tool_calls"
+    )
+    with client.responses.stream(model="tiny", input="hi", tools=[{"type": "local_shell"}]) as stream:
+        kinds = [event.type for event in stream]
+        (call,) = stream.get_final_response().output
+    assert call.type == "local_shell_call"
+    assert call.action.to_dict() == {"type": "exec", "env": {}} | action
+    assert kinds[2:-1] == ["response.output_item.added", "response.output_item.done"]
+
+
+def test_thoughts_are_the_summary_where_one_is_asked_for(client, system):
+    system.scripts[m.Chat] = sends(Delta("Hm", 1, reasoning=True), Delta(".", 2, reasoning=True), Delta("Yes", 3))
+    with client.responses.stream(model="tiny", input="hi", reasoning={"summary": "auto"}) as stream:
+        kinds = [event.type.removeprefix("response.") for event in stream]
+        thought, _ = stream.get_final_response().output
+    assert [part.text for part in thought.summary] == ["Hm."]
+    assert not thought.content
+    assert kinds[2:7] == [
+        "output_item.added",
+        "reasoning_summary_part.added",
+        "reasoning_summary_text.delta",
+        "reasoning_summary_text.done",
+        "reasoning_summary_part.done",
+    ]
+
+
+def test_a_context_that_is_full_is_told_in_the_form_that_agents_compact_at(http, system):
+    full = ContextTooLong("prompt is too long: 9 tokens > 5 maximum", param="messages")
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Failed(full))
+    answer = http.post("/v1/responses", json={"model": "tiny", "input": "hi", "stream": True})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    answer = http.post("/v1/messages", json={"model": "tiny", "max_tokens": 5, "messages": [{"role": "user"}]})
+    told = answer.json()["error"]
+    assert (answer.status_code, told["type"]) == (400, "invalid_request_error")
+    assert told["message"] == "prompt is too long: 9 tokens > 5 maximum"
+
+    def late(chat):
+        chat.reply.send(Delta("so far", 1))
+        chat.reply.send(Failed(full))
+
+    system.scripts[m.Chat] = late
+    *_, (kind, last) = events(http.post("/v1/responses", json={"model": "tiny", "input": "hi", "stream": True}).text)
+    assert (kind, last["response"]["error"]["code"]) == ("response.failed", "context_length_exceeded")

@@ -3,14 +3,17 @@
 import json
 import socket
 import threading
+import time
 
 import httpx
 import openai
 import pytest
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Failed, Waiting
+from plimsoll.actors.status import ModelStatus, State
 from plimsoll.engine.protocol import Sampling
-from plimsoll.errors import ContextTooLong, InsufficientMemory, LoadFailed, ModelUnloaded, QueueFull
+from plimsoll.errors import ContextTooLong, InsufficientMemory, LoadFailed, ModelUnloaded, QueueFull, Unavailable
 
 DEADLINE_S = 10
 HI = [{"role": "user", "content": "hi"}]
@@ -174,8 +177,8 @@ def test_the_content_type_is_not_insisted_on(http, system, says, body, kind):
 )
 def test_a_failure_before_the_first_text_has_its_own_status(http, system, body, stream, error, status, retry_after):  # noqa: PLR0917 - fixtures and parameters
     def fail(chat):
-        chat.reply.send(m.Waiting("read", 1, 2))
-        chat.reply.send(m.Failed(error))
+        chat.reply.send(Waiting("read", 1, 2))
+        chat.reply.send(Failed(error))
 
     system.scripts[m.Chat] = fail
     response = http.post("/v1/chat/completions", json=body(stream=stream))
@@ -189,8 +192,8 @@ def test_a_failure_before_the_first_text_has_its_own_status(http, system, body, 
 
 def test_a_failure_in_mid_stream_is_an_event_and_raises_in_the_openai_client(client, system):
     def fail(chat):
-        chat.reply.send(m.Delta("Hel", 1))
-        chat.reply.send(m.Failed(ModelUnloaded("memory is at 96 %")))
+        chat.reply.send(Delta("Hel", 1))
+        chat.reply.send(Failed(ModelUnloaded("memory is at 96 %")))
 
     system.scripts[m.Chat] = fail
     got = []
@@ -207,8 +210,8 @@ def test_a_failure_in_mid_stream_is_an_event_and_raises_in_the_openai_client(cli
 
 def test_a_failure_in_mid_stream_ends_the_stream_without_done(http, system, body):
     def fail(chat):
-        chat.reply.send(m.Delta("Hel", 1))
-        chat.reply.send(m.Failed(ModelUnloaded("gone")))
+        chat.reply.send(Delta("Hel", 1))
+        chat.reply.send(Failed(ModelUnloaded("gone")))
 
     system.scripts[m.Chat] = fail
     last = events(http.post("/v1/chat/completions", json=body(stream=True)).text)[-1]
@@ -223,10 +226,10 @@ def test_a_waiting_stream_gets_comments_that_say_what_for(http, system, says, bo
     with http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
         lines = response.iter_lines()
         waiting = [
-            (m.Waiting("queue"), ": waiting in the queue"),
-            (m.Waiting("read", 120_000_000, 540_000_000), ": waiting for the model to load: read 120/540 MB"),
-            (m.Waiting("fetch", 1_000_000), ": waiting for the model to load: fetch 1/? MB"),
-            (m.Waiting("prefill", 512, 4096), ": reading the prompt: 512/4096 tokens"),
+            (Waiting("queue"), ": waiting in the queue"),
+            (Waiting("read", 120_000_000, 540_000_000), ": waiting for the model to load: read 120/540 MB"),
+            (Waiting("fetch", 1_000_000), ": waiting for the model to load: fetch 1/? MB"),
+            (Waiting("prefill", 512, 4096), ": reading the prompt: 512/4096 tokens"),
         ]
         assert next(lines) == ": waiting"
         for item, expected in waiting:
@@ -239,6 +242,27 @@ def test_a_waiting_stream_gets_comments_that_say_what_for(http, system, says, bo
     assert seen[-1] == "data: [DONE]"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize("server_config", [{"server": {"keepalive": "400ms"}}], ids=[""])
+def test_a_load_refused_while_it_is_undecided_has_its_own_status_however_long_that_took(http, system, body, path):
+    def refuse_later(chat):
+        chat.reply.send(Waiting("queue"))
+        threading.Timer(0.9, chat.reply.send, [Failed(Unavailable("memory is full", retry_after_s=7))]).start()
+
+    system.scripts[m.Chat] = refuse_later
+    answer = http.post(path, json=body(stream=True, max_tokens=5))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "7")
+
+
+@pytest.mark.parametrize("server_config", [{"server": {"keepalive": "400ms"}}], ids=[""])
+def test_a_load_that_has_begun_is_told_after_the_usual_silence(http, system, body):
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Waiting("read", 1_000_000, 2_000_000))
+    started = time.monotonic()
+    with http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
+        assert next(response.iter_lines()) == ": waiting for the model to load: read 1/2 MB"
+    assert 0.3 < time.monotonic() - started < 1.2
+
+
 @quick_keepalive
 def test_a_failure_after_a_comment_is_an_event(http, system, body):
     chats = []
@@ -246,7 +270,7 @@ def test_a_failure_after_a_comment_is_an_event(http, system, body):
     with http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
         lines = response.iter_lines()
         assert next(lines) == ": waiting"
-        chats[0].reply.send(m.Failed(LoadFailed("the file is broken")))
+        chats[0].reply.send(Failed(LoadFailed("the file is broken")))
         last = [line for line in lines if line.startswith("data:")]
     assert "the file is broken" in last[0]
     assert len(last) == 1
@@ -260,7 +284,7 @@ def test_the_openai_client_does_not_mind_comments(client, system, says):
 
 
 def test_a_stream_left_by_its_client_is_cancelled_once(http, system, body):
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Delta("Hel", 1))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Delta("Hel", 1))
     with http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
         assert next(response.iter_lines())
     chat = system.hears(m.Chat)
@@ -278,7 +302,7 @@ def test_a_request_left_before_its_first_token_is_cancelled_once(server, system,
         with server.loop_held():
             connection.sendall(head.encode() + raw)
         chat = system.hears(m.Chat)
-        chat.reply.send(m.Waiting("read", 1, 2))
+        chat.reply.send(Waiting("read", 1, 2))
     assert system.hears(m.Cancel) == m.Cancel(chat.id, "tiny")
     assert system.has_heard(m.Cancel) == 0
     server.stop()
@@ -311,3 +335,30 @@ def test_many_streams_at_once_do_not_mix(server, system, says, body):
     for thread in threads:
         thread.join()
     assert texts == {number: f"number {number} " * 20 for number in range(16)}
+
+
+@pytest.fixture
+def short_name(server, monkeypatch):
+    """``big`` means ``org/big``, as the catalog has it for a model of ``org`` that lies in a folder."""
+    catalog = server.app.ctx.state.catalog
+    find = type(catalog).find
+    monkeypatch.setattr(type(catalog), "find", lambda self, name: find(self, "org/big" if name == "big" else name))
+    return "big"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/chat"])
+def test_the_supervisor_is_told_a_model_s_full_name(http, system, says, body, short_name, path):  # noqa: PLR0917 - fixtures
+    """It keeps one actor for each name, and an actor that was started under a short name was never heard."""
+    system.scripts[m.Chat] = says("ok")
+    response = http.post(path, json=body(model=short_name, max_tokens=5, stream=False))
+    assert (response.status_code, response.json()["model"]) == (200, "big")
+    assert system.hears(m.Chat).model == "org/big"
+
+
+@pytest.mark.parametrize("verb", ["load", "unload", "pin"])
+def test_administration_tells_a_model_s_full_name_too(http, system, short_name, verb):
+    kind = {"load": m.LoadModel, "unload": m.UnloadModel, "pin": m.PinModel}[verb]
+    system.scripts[kind] = lambda message: message.reply.send(ModelStatus(message.model, State.COLD))
+    response = http.post(f"/admin/models/{short_name}/{verb}", json={"pinned": True} if verb == "pin" else {})
+    assert (response.status_code, response.json()["name"]) == (200, "org/big")
+    assert system.hears(kind).model == "org/big"

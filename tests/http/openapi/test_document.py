@@ -11,6 +11,8 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Finished, Logprobs, ToolCallDelta, Waiting
+from plimsoll.actors.status import ModelStatus, State
 from plimsoll.catalog import Catalog
 from plimsoll.engine.protocol import TokenLogprob, Usage
 from plimsoll.http.openapi import document as openapi
@@ -18,7 +20,7 @@ from plimsoll.journal import events
 
 METHODS = {"get", "head", "post", "put", "patch", "delete"}
 DOCUMENT = msgspec.json.decode(openapi.encoded())
-FINISHED = m.Finished("stop", Usage(5, 4, 1))
+FINISHED = Finished("stop", Usage(5, 4, 1))
 
 
 def operations():
@@ -88,14 +90,14 @@ def test_a_wrong_answer_would_be_seen():
         validator(told("/v1/models", "get", 200, "application/json")).validate({"object": "list", "data": [], "x": 1})
 
 
-SCORED = m.Logprobs([TokenLogprob(" one", -0.5, [(" one", -0.5), (" two", -1.5)]), TokenLogprob(" two", -0.5, [])])
+SCORED = Logprobs([TokenLogprob(" one", -0.5, [(" one", -0.5), (" two", -1.5)]), TokenLogprob(" two", -0.5, [])])
 SAID = [
-    m.Waiting("prefill", 2, 5),
-    m.Delta("hm ", 1, reasoning=True),
-    m.Delta(" one two", 2),
+    Waiting("prefill", 2, 5),
+    Delta("hm ", 1, reasoning=True),
+    Delta(" one two", 2),
     SCORED,
-    m.ToolCallDelta(0, "f", '{"a":'),
-    m.ToolCallDelta(0, "", "1}"),
+    ToolCallDelta(0, "f", '{"a":'),
+    ToolCallDelta(0, "", "1}"),
 ]
 ENTRIES = {"models": {"builtin": False, "entries": {"tiny": {"source": "fake:"}}}}
 CHATS = {
@@ -118,7 +120,7 @@ def _chatting(server, system):
 
     system.scripts[m.Chat] = answer
     # Ollama's endpoints ask for more of a model than its name.
-    server.app.ctx.front.catalog = Catalog(server.config.models)
+    server.app.ctx.state.catalog = Catalog(server.config.models)
 
 
 @pytest.mark.usefixtures("chatting")
@@ -161,7 +163,7 @@ def test_errors_are_as_the_document_says(http, path):
 
 
 def test_the_feed_and_the_history_are_as_the_document_says(http, system, status):
-    told_now = status(models=[m.ModelStatus("tiny", m.State.READY)], footprints={"tiny": 5}, tokens_per_s={"tiny": 1.5})
+    told_now = status(models=[ModelStatus("tiny", State.READY)], footprints={"tiny": 5}, tokens_per_s={"tiny": 1.5})
     system.scripts[m.GetStatus] = lambda message: message.reply.send(told_now)
     system.journal.record(events.WorkerKilled("tiny", 7))
     schemas = DOCUMENT["components"]["schemas"]

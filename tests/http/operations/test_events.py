@@ -11,6 +11,7 @@ import pytest
 
 from plimsoll import __version__
 from plimsoll.actors import messages as m
+from plimsoll.actors.status import ModelStatus, State
 from plimsoll.http.operations.events import missed
 from plimsoll.http.operations.feed import _OUTBOX_BYTES, Listener
 from plimsoll.journal import events as e
@@ -152,7 +153,7 @@ def test_the_same_sample_is_sent_once_and_a_new_one_at_once_when_the_level_chang
 def test_models_are_sent_at_first_and_when_a_state_changes(listen, system, status):
     ear = listen("?only=models")
     assert [one["state"] for one in ear.next("models")["models"]] == ["cold", "cold"]
-    ready = m.ModelStatus("tiny", m.State.READY, pinned=True)
+    ready = ModelStatus("tiny", State.READY, pinned=True)
     told = status(models=[ready], footprints={"tiny": GB}, tokens_per_s={"tiny": 12.34}, pinned=frozenset({"org/big"}))
     system.scripts[m.GetStatus] = lambda message: message.reply.send(told)
     big, tiny = ear.next("models")["models"]
@@ -161,7 +162,7 @@ def test_models_are_sent_at_first_and_when_a_state_changes(listen, system, statu
 
 
 def test_models_that_are_busy_are_sent_again_and_again(listen, system, status):
-    told = status(models=[m.ModelStatus("tiny", m.State.BUSY)])
+    told = status(models=[ModelStatus("tiny", State.BUSY)])
     system.scripts[m.GetStatus] = lambda message: message.reply.send(told)
     ear = listen("?only=models")
     ear.next("models")
@@ -323,7 +324,7 @@ def test_the_stream_ends_in_order_when_the_server_stops(listen, server):
 
 def test_a_pin_is_passed_on_and_answered_with_the_model(http, system):
     def pin(message):
-        message.reply.send(m.ModelStatus(message.model, m.State.COLD, pinned=message.pinned))
+        message.reply.send(ModelStatus(message.model, State.COLD, pinned=message.pinned))
 
     system.scripts[m.PinModel] = pin
     response = http.post("/admin/models/org%2Fbig/pin", json={"pinned": True})

@@ -3,6 +3,7 @@
 import pytest
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.status import ModelStatus, State
 from plimsoll.engine.protocol import ModelInfo
 from plimsoll.memory.sample import Level, Reading, Sample
 
@@ -59,7 +60,7 @@ def test_the_binding_source_and_its_figures_are_shown(http, system, status):
 
 def test_models_with_a_life_are_summed_up(http, system, status):
     info = ModelInfo(4096, 1000, 10, "cpu", "float32", "openblas")
-    models = [m.ModelStatus("tiny", m.State.BUSY, active=2, queued=1, info=info), m.ModelStatus("big", m.State.COLD)]
+    models = [ModelStatus("tiny", State.BUSY, active=2, queued=1, info=info), ModelStatus("big", State.COLD)]
     system.scripts[m.GetStatus] = answers(status(models=models, footprints={"tiny": 2 * 1024**3}))
     assert http.get("/health").json()["models"] == [
         {
@@ -120,3 +121,14 @@ def test_a_misspelt_cleanup_starts_none(http, system):
     response = http.get("/health?cleanup=false")
     assert (response.status_code, response.json()["error"]["param"]) == (400, "cleanup")
     assert not system.has_heard(m.GetStatus)
+
+
+def test_what_connections_and_bodies_take_is_shown(http, server, status):
+    server.app.ctx.state.sample = status(percent=99.9).sample  # 131 MiB are free: a quarter is more than one body's 16
+    assert http.get("/health").json()["front"] == {
+        "connections": 1,
+        "connections_limit": 1000,
+        "body_bytes": 0,
+        "body_bytes_limit": 16 * 2**20,
+        "bodies_waiting": 0,
+    }

@@ -12,8 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from plimsoll import __version__
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Delta, Failed
+from plimsoll.actors.status import ModelStatus, State
 from plimsoll.errors import InsufficientMemory
-from plimsoll.http.operations.event_counts import death_class, unload_reason
+from plimsoll.http.operations.metrics import death_class, unload_reason
 from plimsoll.journal import events as e
 from plimsoll.memory.sample import Level, Reading, Sample
 
@@ -59,7 +61,7 @@ def test_requests_are_counted_by_api_model_and_outcome(http, system, says, body)
 
 
 def test_a_client_that_goes_away_is_a_cancelled_request(http, system, body):
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Delta("one", 1))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Delta("one", 1))
     with http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
         next(response.iter_lines())
     system.hears(m.Cancel)
@@ -70,10 +72,10 @@ def test_errors_are_counted_by_code_wherever_they_come_from(http, system, body):
     error = InsufficientMemory("96 % used")
 
     def fails_late(chat):
-        chat.reply.send(m.Delta("one", 1))
-        chat.reply.send(m.Failed(error))
+        chat.reply.send(Delta("one", 1))
+        chat.reply.send(Failed(error))
 
-    system.scripts[m.Chat] = lambda chat: chat.reply.send(m.Failed(error))
+    system.scripts[m.Chat] = lambda chat: chat.reply.send(Failed(error))
     assert http.post("/v1/chat/completions", json=body()).status_code == 503
     system.scripts[m.Chat] = fails_late
     assert http.post("/v1/chat/completions", json=body(stream=True)).status_code == 200
@@ -87,7 +89,8 @@ def test_errors_are_counted_by_code_wherever_they_come_from(http, system, body):
 
 
 def test_names_that_are_in_no_catalog_become_no_label(http, body):
-    for number in range(20):
+    # Few, for models.dir is looked at anew for each of them, a quarter of a second apart.
+    for number in range(2):
         http.post("/v1/chat/completions", json=body(model=f"made-up-{number}"))
         http.post("/api/chat", json=body(model=f"made-up-{number}"))
         http.post(f"/admin/models/made-up-{number}/load")
@@ -99,7 +102,7 @@ def test_memory_is_that_of_the_latest_sample(http, system, status):
     told = status(
         Level.CRITICAL,
         sample=Sample(1.0, readings, footprints={os.getpid(): 77}),
-        models=[m.ModelStatus("tiny", m.State.BUSY, active=3, queued=2)],
+        models=[ModelStatus("tiny", State.BUSY, active=3, queued=2)],
         footprints={"tiny": 5},
         sampler_lag_s=0.25,
         admission="closed",
@@ -196,7 +199,7 @@ def test_nothing_is_kept_outside_of_the_server(http, server):
     http.get("/metrics")
     mine = {name for name in REGISTRY._names_to_collectors if name.startswith("plimsoll")}
     assert not mine
-    assert server.app.ctx.front.recorder is not None
+    assert server.app.ctx.state.recorder is not None
 
 
 # ---- the dashboard and the documentation

@@ -14,15 +14,18 @@ import psutil
 import pytest
 
 from plimsoll.actors import messages as m
+from plimsoll.actors.replies import Failed
+from plimsoll.actors.status import Status
 from plimsoll.errors import InternalError
-from plimsoll.http.process import guard
+from plimsoll.http.process import liveness
+from plimsoll.memory.sample import Reading, Sample
 
 DEADLINE_S = 20
 
 
 def watched(system, seconds=DEADLINE_S):
     front = SimpleNamespace(supervisor=system.supervisor)
-    return asyncio.run(asyncio.wait_for(guard.until_failed(front, 0.001, 0.05), seconds))
+    return asyncio.run(asyncio.wait_for(liveness.wait_until_failed(front, 0.001, 0.05), seconds))
 
 
 def test_a_supervisor_that_dies_is_noticed(system):
@@ -43,14 +46,31 @@ def test_a_supervisor_that_answers_now_and_then_or_with_an_error_is_left_alone(s
     def answer(message):
         asked.append(message)
         if len(asked) % 10 == 0:
-            message.reply.send(m.Failed(InternalError("this request failed")))
+            message.reply.send(Failed(InternalError("this request failed")))
         if len(asked) % 10 == 5:
-            message.reply.send(m.Status(0, None, [], "open", False, []))
+            message.reply.send(Status(0, None, [], "open", False, []))
 
     system.scripts[m.GetStatus] = answer
     with pytest.raises(TimeoutError):
         watched(system, 3)
     assert len(asked) > 20
+
+
+@pytest.mark.parametrize("nodes", [None, ()], ids=["one machine", "a cluster's head"])
+def test_what_is_known_of_this_machines_memory_is_kept_for_the_front(system, nodes):
+    told = Sample(1.0, (Reading("host", 1000, 1),))
+    system.scripts[m.GetStatus] = lambda asked: asked.reply.send(Status(0, told, [], "open", False, [], nodes=nodes))
+    front = SimpleNamespace(supervisor=system.supervisor, sample=None)
+
+    async def look():
+        watching = asyncio.create_task(liveness.wait_until_failed(front, 0.001, 1.0))
+        while front.sample is None:  # noqa: ASYNC110 - a figure, which nobody announces
+            await asyncio.sleep(0.01)
+        watching.cancel()
+
+    asyncio.run(asyncio.wait_for(look(), DEADLINE_S))
+    assert (front.sample == told) == (nodes is None)
+    assert front.sample.readings
 
 
 DIES = """

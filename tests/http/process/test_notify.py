@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from plimsoll.actors import messages as m
-from plimsoll.http.process.notify import Notifier, keep_told, of_environment, status_line
+from plimsoll.http.process.liveness import Notifier, notifier_from_environment, notify_forever, status_line
 from plimsoll.memory.sample import Level
 
 DEADLINE_S = 20
@@ -76,8 +76,8 @@ def test_a_service_says_ready_pings_reloads_and_stops(serve_process, manager, ad
 
 
 def test_no_ping_while_the_supervisor_does_not_answer(server, system, manager, address, status):
-    front, notifier = server.app.ctx.front, Notifier(address, watchdog_s=0.03)
-    told = asyncio.run_coroutine_threadsafe(keep_told(front, notifier), server.loop)
+    front, notifier = server.app.ctx.state, Notifier(address, watchdog_s=0.03)
+    told = asyncio.run_coroutine_threadsafe(notify_forever(front, notifier), server.loop)
     manager.hear_of("WATCHDOG")
     system.scripts[m.GetStatus] = lambda _message: None
     while "did not answer" not in (heard := manager.hear())["STATUS"]:
@@ -91,7 +91,7 @@ def test_no_ping_while_the_supervisor_does_not_answer(server, system, manager, a
 
 def test_without_a_watchdog_only_the_status_is_told(server, manager, address):
     notifier = Notifier(address)
-    told = asyncio.run_coroutine_threadsafe(keep_told(server.app.ctx.front, notifier), server.loop)
+    told = asyncio.run_coroutine_threadsafe(notify_forever(server.app.ctx.state, notifier), server.loop)
     assert manager.hear().keys() == {"STATUS"}
     told.cancel()
     notifier.close()
@@ -109,7 +109,7 @@ def test_without_a_watchdog_only_the_status_is_told(server, manager, address):
     ],
 )
 def test_the_environment_says_whom_to_tell_and_is_left_clean(environment, listens, watchdog_s):
-    notifier = of_environment(environment)
+    notifier = notifier_from_environment(environment)
     assert (notifier.listens, notifier.watchdog_s) == (listens, watchdog_s)
     assert not environment
     notifier.close()

@@ -47,8 +47,9 @@ def test_what_has_changed_is_told_to_the_supervisor_and_answered(http, server, s
         *("models.queue", "models.entries.mine", "server.shutdown_grace"),
     }
     told = system.hears(m.Reconfigure)
-    assert (told.thresholds.warning, told.limit_bytes, told.queue) == (70, 2**30, 5)
-    assert (told.critical_grace_s, told.drain_s) == (3, 7)
+    settings = told.settings
+    assert (settings.thresholds.warning, settings.limit_bytes, settings.queue) == (70, 2**30, 5)
+    assert (settings.critical_grace_s, told.drain_s) == (3, 7)
     assert told.catalog.find("mine").source.kind == "fake"
     assert recorded == [events.ConfigReloaded(tuple(changed), ("server.port",))]
 
@@ -120,7 +121,7 @@ def test_two_at_once_are_done_one_after_the_other(http, server, recorded):
         assert http.get("/health/live").status_code == 200, "the loop does not wait for the disk"
         go_on.set()
         assert [one.result().json()["changed"] for one in asked] == [["models.queue"]] * 2
-    assert server.app.ctx.front.config.models.queue == 6
+    assert server.app.ctx.state.config.models.queue == 6
     assert len(recorded) == 2
 
 

@@ -1,0 +1,1 @@
+"""GGUF files, converted without loss to the files that mlx-lm loads."""

@@ -1,0 +1,91 @@
+"""The model families that a GGUF file may hold: how their parts are called there and in mlx-lm, and their shapes."""
+
+from typing import Any, NamedTuple
+
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+
+
+class Family(NamedTuple):
+    """One architecture.
+
+    ``layer``: the name of each part of a layer in the file and in mlx-lm. ``biases``: the parts that have one as well.
+    ``rope_traditional``: llama.cpp's converter permutes the family's q and k for rotating neighbours instead of halves.
+    ``norm_shift``: what the converter adds to the norms' weights, and mlx-lm adds itself.
+    """
+
+    model_type: str
+    architecture: str
+    layer: dict[str, str]
+    biases: tuple[str, ...] = ()
+    rope_traditional: bool = False
+    norm_shift: float = 0.0
+
+
+FAMILIES = {
+    # Mistral's models have Llama's architecture, and its name in GGUF.
+    "llama": Family("llama", "LlamaForCausalLM", _LAYER, rope_traditional=True),
+    "qwen2": Family("qwen2", "Qwen2ForCausalLM", _LAYER, biases=("attn_q", "attn_k", "attn_v")),
+    "qwen3": Family("qwen3", "Qwen3ForCausalLM", _LAYER | _HEAD_NORMS),
+    "gemma3": Family(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        {
+            **(_LAYER | _HEAD_NORMS),
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_norm": "pre_feedforward_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+        },
+        norm_shift=1.0,
+    ),
+    "phi3": Family(
+        "phi3",
+        "Phi3ForCausalLM",
+        {
+            "attn_norm": "input_layernorm",
+            "attn_qkv": "self_attn.qkv_proj",
+            "attn_output": "self_attn.o_proj",
+            "ffn_norm": "post_attention_layernorm",
+            "ffn_up": "mlp.gate_up_proj",
+            "ffn_down": "mlp.down_proj",
+        },
+    ),
+}
+
+
+def expected_shapes(family: Family, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a model of ``config`` has, under mlx-lm's names."""
+    hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    queries = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    is_fused = "attn_qkv" in family.layer
+    of_part: dict[str, tuple[int, ...]] = {
+        "attn_q": (queries, hidden),
+        "attn_k": (keys, hidden),
+        "attn_v": (keys, hidden),
+        "attn_qkv": (queries + 2 * keys, hidden),
+        "attn_output": (hidden, queries),
+        "attn_q_norm": (config["head_dim"],),
+        "attn_k_norm": (config["head_dim"],),
+        "ffn_gate": (inner, hidden),
+        "ffn_up": (2 * inner if is_fused else inner, hidden),
+        "ffn_down": (hidden, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for number in range(config["num_hidden_layers"]):
+        for part, renamed in family.layer.items():
+            shapes[f"model.layers.{number}.{renamed}.weight"] = of_part.get(part, (hidden,))
+        for part in family.biases:
+            shapes[f"model.layers.{number}.{family.layer[part]}.bias"] = of_part[part][:1]
+    shapes |= {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    return shapes if config["tie_word_embeddings"] else shapes | {"lm_head.weight": (vocab, hidden)}

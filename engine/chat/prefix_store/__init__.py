@@ -1,0 +1,1 @@
+"""KV caches of the beginnings of prompts, in memory and on disk, shared by all conversations of one model."""

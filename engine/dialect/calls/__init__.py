@@ -1,0 +1,1 @@
+"""Readers of calls, one for each way of writing them."""

@@ -1,0 +1,1 @@
+"""The engine of embedding models: texts in, vectors out."""

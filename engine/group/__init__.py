@@ -1,0 +1,1 @@
+"""One model over several hosts: what each process of a worker group does."""

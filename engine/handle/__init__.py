@@ -1,0 +1,1 @@
+"""The front's handle on worker processes: start them, talk to them, hear of their end."""
