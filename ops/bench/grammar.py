@@ -1,10 +1,14 @@
 """What grammars cost and whether they keep their word, on the built-in model in this process.
 
 ``LD_PRELOAD=... python ops/bench/grammar.py [--rounds 5] [--schemas 200]`` prints one line of JSON per figure.
+``--hostile`` measures something else, on a worker process: how long an innocent request waits beside 1, 2 and 4 schemas
+that take seconds to compile.
 """
 
 import argparse
 import json
+import os
+import queue
 import statistics
 import sys
 import time
@@ -14,8 +18,11 @@ from typing import Any
 import jsonschema
 
 from plimsoll import catalog, config
-from plimsoll.engine.mlx_engine import MlxEngine
-from plimsoll.engine.protocol import ChatRequest, Format, Sampling
+from plimsoll.catalog.source import ModelSource
+from plimsoll.engine import protocol as p
+from plimsoll.engine.chat.engine import MlxEngine
+from plimsoll.engine.handle.process import WorkerProcess
+from plimsoll.engine.protocol import ChatRequest, Format, Sampling, Tool
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "engine"))
 from mlx_helpers import Run, open_engine
@@ -32,6 +39,9 @@ LONG_OBJECT = {
     "additionalProperties": False,
 }
 
+# Its call does not come: what is measured is the text before one.
+STRICT = Tool("get_weather", "The weather", {"type": "object", "properties": {"city": {"type": "string"}}}, strict=True)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -39,10 +49,14 @@ def main() -> None:
     parser.add_argument("--schemas", type=int, default=200)
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--seconds", type=float, default=1800, help="answers not there by then are left out")
+    parser.add_argument("--hostile", action="store_true")
     options = parser.parse_args()
     folder = catalog.resolve(
         catalog.BUILTIN, cache_dir=catalog.default_cache_dir(config.load()), offline=False, progress=lambda *_: None
     )
+    if options.hostile:
+        hostile(folder)
+        return
     engine = open_engine(folder, dequantize=True, prompt_cache_bytes=0, max_batch=2 * BATCH)
     print(json.dumps({"blas": engine.info.blas, "batch": BATCH}), flush=True)
     if options.rounds:
@@ -52,7 +66,7 @@ def main() -> None:
 
 
 def cost(engine: MlxEngine, rounds: int) -> None:
-    kinds = {"plain": None, "strings": Format(LONG), "numbers": Format(LONG_OBJECT)}
+    kinds = {"plain": None, "strings": Format(LONG), "numbers": Format(LONG_OBJECT), "strict tool": STRICT}
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(rounds):  # in turns, for the machine may be busy with other things too
         for kind, form in kinds.items():
@@ -63,7 +77,7 @@ def cost(engine: MlxEngine, rounds: int) -> None:
         print(json.dumps({kind: f"{1000 * median:.1f} ms a step", "over plain": f"{100 * share:+.1f} %"}), flush=True)
 
 
-def step_times(engine: MlxEngine, form: Format | None) -> list[float]:
+def step_times(engine: MlxEngine, form: Format | Tool | None) -> list[float]:
     run = Run(engine)
     for index in range(BATCH):
         text = f"Write a very long story about {index + 2} ships, without an end."
@@ -80,6 +94,44 @@ def step_times(engine: MlxEngine, form: Format | None) -> list[float]:
         engine.cancel(str(index))
     run.finish()
     return found
+
+
+def hostile(folder: Path) -> None:
+    """Milliseconds to the end of an answer of one token: a plain one, and one under a schema that is new."""
+    events: queue.Queue[Any] = queue.Queue()
+    worker = WorkerProcess(events.put, events.put)
+    try:
+        options = p.EngineOptions(cache_dir="", dequantize=True, prompt_cache_bytes=0)
+        worker.send(p.LoadModel(ModelSource("m", "folder", str(folder)), options))
+        while not isinstance(event := events.get(timeout=120), p.Ready):
+            assert not isinstance(event, int | p.LoadError), event
+        innocent(worker, events, 0, 0)
+        for count in (0, 1, 2, 4):
+            times = [innocent(worker, events, count, number) for number in range(5 * count, 5 * count + 3)]
+            plain, small = (f"{1000 * statistics.median(one):.0f} ms" for one in zip(*times, strict=True))
+            load = f"{os.getloadavg()[0]:.1f}"
+            print(json.dumps({"hostile schemas": count, "plain": plain, "new schema": small, "load": load}), flush=True)
+    finally:
+        worker.kill()
+
+
+def innocent(worker: WorkerProcess, events: "queue.Queue[Any]", count: int, number: int) -> tuple[float, float]:
+    """Seconds until the plain and the constrained answer end; returns when the hostile ones are refused, too."""
+    for index in range(count):
+        schema = {"type": "integer", "multipleOf": 999_983 - 10 * number - 2 * index}
+        worker.send(p.Generate(f"hostile{index}", chat("Go on.", Sampling(temperature=0), Format(schema), 1)))
+    small = Format({"type": "object", "properties": {f"number{count}x{number}": {"type": "integer"}}})
+    start, ended = time.monotonic(), {}
+    worker.send(p.Generate("plain", chat("Go on.", Sampling(temperature=0), None, 1)))
+    worker.send(p.Generate("small", chat("Go on.", Sampling(temperature=0), small, 1)))
+    while len(ended) < count + 2:
+        event = events.get(timeout=120)
+        assert not isinstance(event, int | p.EngineError), event
+        if isinstance(event, p.RequestError):
+            ended[event.id] = time.monotonic() - start
+        if isinstance(event, p.Step):
+            ended |= {name: time.monotonic() - start for name, _, _ in event.endings}
+    return ended["plain"], ended["small"]
 
 
 def validity(engine: MlxEngine, options: argparse.Namespace) -> dict[str, object]:
@@ -113,8 +165,12 @@ def valid(text: str, schema: dict[str, Any]) -> bool:
     return True
 
 
-def chat(text: str, sampling: Sampling, form: Format | None, max_tokens: int) -> ChatRequest:
-    return ChatRequest([{"role": "user", "content": text}], sampling, max_tokens, format=form)
+def chat(text: str, sampling: Sampling, form: Format | Tool | None, max_tokens: int) -> ChatRequest:
+    """With a tool the answer is free up to a call of it."""
+    messages = [{"role": "user", "content": text}]
+    if isinstance(form, Tool):
+        return ChatRequest(messages, sampling, max_tokens, tools=(form,))
+    return ChatRequest(messages, sampling, max_tokens, format=form)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,14 @@ _EMPTY = (b'"content":""', b'"content": ""')
 
 @dataclass(slots=True)
 class Answer:
-    """One request; times in seconds of ``perf_counter``. ``times`` has one entry per event with text."""
+    """One request; times in seconds of ``perf_counter``.
+
+    ``times`` has one entry per event with text, ``held`` one per comment that says that the answer waits for memory.
+    """
 
     asked: float = 0.0
     times: list[float] = field(default_factory=list)
+    held: list[float] = field(default_factory=list)
     ended: float = 0.0
     tokens: int = 0
     cached: int = 0
@@ -60,6 +64,7 @@ class _Stream(asyncio.Protocol):
             shown = sum(map(data.count, _TEXT)) - sum(map(data.count, _EMPTY))
             if shown > 0:
                 answer.times += [time.perf_counter()] * shown
+        answer.held += [time.perf_counter()] * data.count(b": waiting for memory")
         if self._all is not None:
             self._all.append(data)
         self._tail = (self._tail + data)[-2000:]
@@ -101,7 +106,14 @@ def _text(received: bytes) -> str:
 
 
 async def stream(
-    host: str, port: int, body: dict[str, Any], *, timed: bool = True, texts: bool = False, answer: Answer | None = None
+    host: str,
+    port: int,
+    body: dict[str, Any],
+    *,
+    timed: bool = True,
+    texts: bool = False,
+    answer: Answer | None = None,
+    patience_s: float = _PATIENCE_S,
 ) -> Answer:
     """One streamed chat on a connection of its own; a given ``answer`` can be watched as it grows."""
     answer = answer or Answer()
@@ -109,13 +121,13 @@ async def stream(
     whole = {**body, "stream": True, "stream_options": {"include_usage": True}}
     request = post(host, "/v1/chat/completions", whole, close=True)
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             _, protocol = await asyncio.get_running_loop().create_connection(
                 lambda: _Stream(request, answer, timed=timed, texts=texts), host, port
             )
             await protocol.done
     except (OSError, TimeoutError) as error:
-        answer.error = str(error) or f"nothing after {_PATIENCE_S:.0f} s"
+        answer.error = str(error) or f"nothing after {patience_s:.0f} s"
     return answer
 
 

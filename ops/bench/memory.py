@@ -20,173 +20,35 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import psutil
+from inside import BOUND_S, MIB, SHORT, Answer, Background, Server, children, footprint, line, lives
 from served import Served
 
 from plimsoll import config
 from plimsoll.actors import messages as m
-from plimsoll.actors.system import ActorSystem
-from plimsoll.catalog import BUILTIN, Catalog, default_cache_dir, installed
-from plimsoll.engine.protocol import ChatRequest
+from plimsoll.actors.replies import Failed
+from plimsoll.catalog import BUILTIN, default_cache_dir, installed
 from plimsoll.errors import InsufficientMemory
 from plimsoll.journal import events
 from plimsoll.memory.sample import Sample
 from plimsoll.memory.sources import SystemSampler
-from plimsoll.memory.sources.footprint import of_status
-
-MIB = 1024**2
-BOUND_S = 60.0
-PROC = Path("/proc")
-SHORT: list[str] = []
-
-
-def line(figure: str, target: str, value: str, *, ok: bool | None) -> None:
-    """One line of the table; ``ok`` None is a figure without a target."""
-    verdict = "" if ok is None else "ok" if ok else "FALLS SHORT"
-    if ok is False:
-        SHORT.append(figure)
-    print(f"{figure:<66} {target:<12} {value:<58} {verdict}".rstrip(), flush=True)
-
 
 # ---- what all measurements use
 
 
-class Answer:
-    """A Reply that counts its endings and remembers when they came."""
-
-    def __init__(self, model: str = "") -> None:
-        self.model = model
-        self.asked_at = time.monotonic()
-        self.begun = threading.Event()
-        self.done = threading.Event()
-        self.endings: list[Any] = []
-        self.ended_at = 0.0
-
-    def send(self, item: Any) -> None:
-        if isinstance(item, m.Waiting):
-            return
-        if isinstance(item, m.Delta):
-            self.begun.set()
-            return
-        self.ended_at = time.monotonic()
-        self.endings.append(item)
-        self.done.set()
-
-    def wait(self, timeout_s: float = BOUND_S) -> Any:
-        if not self.done.wait(timeout_s):
-            raise TimeoutError(f"no ending in {timeout_s:.0f} s")
-        return self.endings[0]
-
-
-class Server:
-    """An actor system in this process, with every event and its time."""
-
-    def __init__(self, entries: dict[str, str], *, sampler: Any = None, **sections: Any) -> None:
-        models = {"builtin": True, "entries": {name: {"source": source} for name, source in entries.items()}}
-        self.config = config.parse({"models": models, **sections})
-        self.system = ActorSystem(self.config, Catalog(self.config.models), sampler)
-        self.events: list[tuple[float, events.Event]] = []
-        self.system.journal.subscribe(lambda entry: self.events.append((time.monotonic(), entry.event)))
-        self._numbers = iter(range(10**9))
-
-    def __enter__(self) -> Self:
-        self.system.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.system.stop(0.0)
-
-    def chat(self, model: str, text: str = "one two three", **options: Any) -> Answer:
-        answer = Answer(model)
-        answer.id = f"chat-{next(self._numbers)}"  # type: ignore[attr-defined] # to cancel it by
-        request = ChatRequest([{"role": "user", "content": text}], **options)
-        self.tell(m.Chat(answer.id, model, request, answer))  # type: ignore[attr-defined] # as above
-        return answer
-
-    def tell(self, message: m.Message) -> None:
-        self.system.supervisor.tell(message)
-
-    def ask(self, make: Callable[[Answer], m.Message]) -> Any:
-        answer = Answer()
-        self.tell(make(answer))
-        return answer.wait()
-
-    def status(self) -> m.Status:
-        status: m.Status = self.ask(m.GetStatus)
-        return status
-
-    def load(self, model: str) -> int:
-        """Load it; the footprint that the server saw comes back."""
-        loaded = self.ask(lambda reply: m.LoadModel(model, reply))
-        if isinstance(loaded, m.Failed):
-            raise loaded.error
-        self.until(lambda: self.of(events.ModelLoaded, model))
-        pid = next(one.pid for one in self.status().models if one.name == model)
-        return footprint(pid or 0)
-
-    def of(self, kind: type, model: str = "") -> list[tuple[float, Any]]:
-        return [
-            (at, event)
-            for at, event in list(self.events)
-            if isinstance(event, kind) and (not model or event.model == model)  # type: ignore[attr-defined] # of a model
-        ]
-
-    def until(self, condition: Callable[[], Any], timeout_s: float = BOUND_S) -> Any:
-        until = time.monotonic() + timeout_s
-        while not (value := condition()):
-            if time.monotonic() > until:
-                raise TimeoutError("waited in vain")
-            time.sleep(0.002)
-        return value
-
-
-class Watch:
+class Watch(Background):
     """Footprints of this process and its children, read from /proc on a thread of its own."""
 
     def __init__(self, every_s: float) -> None:
+        super().__init__(every_s)
         self.seen: list[tuple[float, int, int, bool]] = []  # time, front, workers, whether any worker is there
-        self._every_s = every_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        due = time.monotonic()
-        while not self._stop.wait(max(0.0, due - time.monotonic())):
-            due = max(due + self._every_s, time.monotonic())
-            pids = children()
-            workers = sum(footprint(pid) for pid in pids)
-            self.seen.append((time.monotonic(), footprint(os.getpid()), workers, any(map(lives, pids))))
-
-
-def footprint(pid: int) -> int:
-    return of_status(PROC, pid) or 0
-
-
-def lives(pid: int) -> bool:
-    """Whether it still holds memory: an exiting process shows none in /proc while its pages are being given back."""
-    try:
-        return b"\nState:\tZ" not in (PROC / str(pid) / "status").read_bytes()
-    except OSError:
-        return False
-
-
-def children() -> list[int]:
-    """Pids of this process's children, without psutil's walk over all processes."""
-    pids: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            pids += [int(pid) for pid in (task / "children").read_text().split()]
-    return pids
+    def look(self) -> None:
+        pids = children()
+        workers = sum(footprint(pid) for pid in pids)
+        self.seen.append((time.monotonic(), footprint(os.getpid()), workers, any(map(lives, pids))))
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -463,7 +325,7 @@ def _random_load(seconds: float, title: str, *, grow: str, room_mib: int) -> Non
     bound = 0.98 if grow else 0.95
     over = max(front + workers for _, front, workers, _ in seen) - bound * limit
     kinds = Counter(type(one.endings[0]).__name__ for one in answers)
-    errors = Counter(type(one.endings[0].error).__name__ for one in answers if isinstance(one.endings[0], m.Failed))
+    errors = Counter(type(one.endings[0].error).__name__ for one in answers if isinstance(one.endings[0], Failed))
     slowest = max(one.ended_at - one.asked_at for one in answers)
     what = f"random load, {title}"
     failed = ", ".join(f"{count} {kind}" for kind, count in errors.items()) or "no error"
@@ -496,9 +358,7 @@ def _judge_ladder(what: str, told: list[tuple[float, Any]], answers: list[Answer
     cleanups = [at for at, one in told if isinstance(one, events.CleanupStarted) and one.aggressive]
     for answer in answers:
         ending = answer.endings[0]
-        if not (
-            answer.begun.is_set() and isinstance(ending, m.Failed) and isinstance(ending.error, InsufficientMemory)
-        ):
+        if not (answer.begun.is_set() and isinstance(ending, Failed) and isinstance(ending.error, InsufficientMemory)):
             continue
         level = next((level for at, level in reversed(changes) if at <= answer.ended_at), events.LevelName.NORMAL)
         urgent = max((at for at, one in changes if one == "emergency" and at <= answer.ended_at), default=0.0)

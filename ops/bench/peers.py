@@ -18,7 +18,7 @@ import uvloop
 from load import Answer, stream
 from served import Served
 
-from plimsoll.engine.environment import find_openblas
+from plimsoll.engine.handle.environment import find_openblas
 
 MODEL = "model"
 QUIET = {"file": "none", "blackbox": "none"}

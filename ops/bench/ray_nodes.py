@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 DEADLINE_S = 15.0
-# By the ledgers ``one`` holds three and ``two`` holds two fake models: each is granted 501 MiB and uses 10.
+# By the ledgers ``one`` holds three and ``two`` holds two fake models with ``hold=320MiB``.
 ONE_MIB, TWO_MIB = 1800, 1380
 # Ray's own monitor would kill at 95 % of the machine, whatever else runs there.
 MONITOR_OFF = {"RAY_memory_monitor_refresh_ms": "0"}

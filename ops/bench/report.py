@@ -1,4 +1,4 @@
-"""The table that a benchmark prints: a figure a line, its target, and whether it was reached."""
+"""What a benchmark reports: a table with targets on the terminal and in a page of docs/, its charts as one SVG."""
 
 import os
 import platform
@@ -8,6 +8,19 @@ from importlib import metadata
 from pathlib import Path
 
 _PACKAGES = ("mlx", "mlx-lm", "sanic", "pykka", "uvloop")
+_INK = "#1d2b36"
+_COLOURS = {
+    "Plimsoll": "#0b7285",
+    "mlx_lm.server": "#c05621",
+    "raw BatchGenerator": "#868e96",
+}
+_ABSCISSA = {
+    "tokens/s": "streams",
+    "MB after swaps": "swaps",
+    "front: us of CPU per token": "streams",
+}
+_LOG_BASE = {"streams": 2}
+_BEGIN, _END = "<!-- measured -->", "<!-- /measured -->"
 
 
 @dataclass
@@ -55,3 +68,40 @@ def _cpu() -> str:
 
 def _python() -> str:
     return platform.python_version()
+
+
+def write_picture(path: Path, report: Report) -> None:
+    """Draw one chart for each of the report's series into an SVG."""
+    import matplotlib as mpl  # noqa: PLC0415 - only for a run that draws
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib.ticker import NullLocator, ScalarFormatter  # noqa: PLC0415
+
+    plt.rcParams.update({"svg.hashsalt": "plimsoll", "font.size": 9, "text.color": _INK, "axes.edgecolor": "#adb5bd"})
+    figure, axes = plt.subplots(1, len(report.series), figsize=(4 * len(report.series), 3.2), squeeze=False)
+    for (chart, lines), axis in zip(report.series.items(), axes[0], strict=True):
+        for name, points in lines.items():
+            xs, ys = zip(*points, strict=True)
+            axis.plot(xs, ys, marker="o", markersize=3, label=name, color=_COLOURS.get(name, "#0b7285"))
+        axis.set_title(chart, fontsize=10)
+        axis.set_xlabel(_ABSCISSA.get(chart, ""))
+        if base := _LOG_BASE.get(_ABSCISSA.get(chart, "")):
+            axis.set_xscale("log", base=base)
+            axis.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
+            axis.xaxis.set_major_formatter(ScalarFormatter())
+            axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_ylim(bottom=0)
+        axis.grid(color="#e9ecef")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def write_table(path: Path, report: Report, how: str) -> None:
+    """Put the table between the page's two marks."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    path.write_text(f"{before}{_BEGIN}\n{how}\n\n{report.markdown()}\n{_END}{after}", encoding="utf-8")

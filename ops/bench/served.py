@@ -30,7 +30,7 @@ class Served:
     def __init__(self, folder: Path, settings: dict[str, Any], *arguments: str, options: Sequence[str] = ()) -> None:
         path = folder / "bench.yaml"
         logging = {"file": str(folder / "plimsoll.log"), "blackbox": str(folder / "blackbox.sqlite")}
-        server = {**settings.get("server", {}), "port": 0}
+        server = {"responses_folder": "none", **settings.get("server", {}), "port": 0}
         path.write_text(json.dumps({"logging": logging, **settings, "server": server}))  # JSON is YAML
         self.log = folder / "plimsoll.log"
         self.process = subprocess.Popen(

@@ -36,7 +36,7 @@ TALK = f"fake:tokens_per_s=5,length=100000,context=1000000,answer={('x' * 20_000
 READ_BYTES, READ_EVERY_S = 1100, 1.0
 QUICK = "fake:tokens_per_s=100,length=4,answer=la"
 SETTINGS = {
-    "server": {"port": 0},
+    "server": {"port": 0, "responses_folder": "none"},
     "limits": {"connections": OTHERS + SLOW + 50, "header_time": "5m", "idle": "5m"},
     "models": {"builtin": False, "queue": 5000, "entries": {"talk": {"source": TALK}, "quick": {"source": QUICK}}},
     "engine": {"max_batch": 256},

@@ -10,13 +10,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import carried
 import conversations
-import picture
+import front_load
 import streams
 import switching
 from peers import Setup
-from report import Report, machine
+from report import Report, machine, write_picture, write_table
 
 from plimsoll import config
 from plimsoll.catalog import default_cache_dir
@@ -29,7 +28,7 @@ SECTIONS: dict[str, Callable[[Setup, Report], None]] = {
     "turns": conversations.measure_turns,
     "switch": switching.measure_switch,
     "memory": switching.measure_memory,
-    "front": carried.measure,
+    "front": front_load.measure,
 }
 
 
@@ -47,8 +46,8 @@ def main() -> None:
             print(f"-- {name}")
             SECTIONS[name](setup, report)
     if options.write:
-        picture.write(ROOT / "docs/images/speed.svg", report)
-        picture.write_table(ROOT / "docs/speed.md", report, f"{machine()}; {options.rounds} rounds")
+        write_picture(ROOT / "docs/images/speed.svg", report)
+        write_table(ROOT / "docs/speed.md", report, f"{machine()}; {options.rounds} rounds")
     print(f"{len(report.missed)} targets missed" + "".join(f"\n  {figure}" for figure in report.missed))
     raise SystemExit(bool(report.missed))
 

@@ -55,7 +55,7 @@ class _Server:
     def __init__(self, folder: Path) -> None:
         entries = {MODEL: {"source": "fake:"}, "org/big": {"source": "fake:answer=hm | la la,length=5"}}
         settings = {
-            "server": {"port": 0, "keepalive": "500ms"},
+            "server": {"port": 0, "keepalive": "500ms", "responses_folder": str(folder / "responses")},
             "models": {"builtin": False, "entries": entries},
             "logging": {"file": "none", "blackbox": str(folder / "blackbox.db")},
         }

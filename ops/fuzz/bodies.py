@@ -12,17 +12,20 @@ from mutate import Mutator
 
 from plimsoll import config
 from plimsoll.engine import protocol as p
-from plimsoll.engine.messages import plain, with_tools_described
+from plimsoll.engine.dialect.conversation import Conversation
+from plimsoll.engine.dialect.needs import LAST_RESORT
+from plimsoll.engine.dialect.plain_messages import plain
 from plimsoll.errors import PlimsollError
-from plimsoll.http.anthropic import request as claude
-from plimsoll.http.body import decode, read
-from plimsoll.http.limits.request import check_chat, check_embed
-from plimsoll.http.ollama import request as ollama
+from plimsoll.http.anthropic.routes import COUNT_TOKENS, MESSAGES
+from plimsoll.http.body import check_size, decode, read
+from plimsoll.http.endpoint import Endpoint, variants
+from plimsoll.http.ollama import routes as ollama
 from plimsoll.http.ollama.models import parse_name
-from plimsoll.http.openai import completions, embeddings
-from plimsoll.http.openai import request as openai
-from plimsoll.http.openai.params import variants
-from plimsoll.http.openai.responses import routes as responses
+from plimsoll.http.openai.completions import COMPLETIONS
+from plimsoll.http.openai.embeddings import EMBEDDINGS
+from plimsoll.http.openai.rerank import RERANK
+from plimsoll.http.openai.responses.routes import RESPONSES, started_body
+from plimsoll.http.openai.routes import CHAT_COMPLETIONS
 from plimsoll.http.operations import admin
 
 _SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}
@@ -133,51 +136,19 @@ class _Request:
     def __init__(self, raw: bytes) -> None:
         self.body, self.headers, self.transport = raw, {}, None
 
-
-def _openai(request: Any) -> list[p.Request]:
-    body: openai.Body = read(request, openai.decoder, openai.ALLOWED)
-    return [*variants(check_chat(openai.chat_request(body), _LIMITS), body.n or 1)]
+    def let_go(self, kept: int) -> None:
+        """The raw body is not needed any more."""
 
 
-def _completions(request: Any) -> list[p.Request]:
-    body = read(request, completions.decoder, completions.ALLOWED)
-    return [check_chat(one, _LIMITS, "prompt") for one in completions.chat_requests(body)]
-
-
-def _responses(request: Any) -> list[p.Request]:
-    body = read(request, responses.decoder, responses.ALLOWED)
-    asked = check_chat(responses.chat_request(body), _LIMITS, "input")
-    msgspec.json.encode(responses.started_body(body, "id"))  # what the client is told of its own request
-    return [asked]
-
-
-def _embeddings(request: Any) -> list[p.Request]:
-    body = read(request, embeddings.decoder, embeddings.ALLOWED)
-    return [check_embed(embeddings.embed_request(body), _LIMITS)]
-
-
-def _anthropic(request: Any) -> list[p.Request]:
-    return [check_chat(claude.chat_request(claude.parse(request)), _LIMITS)]
-
-
-def _count(request: Any) -> list[p.Request]:
-    return [check_chat(claude.count_request(claude.parse(request)), _LIMITS)]
-
-
-def _ollama_chat(request: Any) -> list[p.Request]:
-    body = ollama.parse_chat(request)
-    assert body.keep_alive_s is None or body.keep_alive_s >= 0
-    return [check_chat(ollama.chat_request(body), _LIMITS)] if body.messages else []
-
-
-def _ollama_generate(request: Any) -> list[p.Request]:
-    body = ollama.parse_generate(request)
-    assert body.keep_alive_s is None or body.keep_alive_s >= 0
-    return [check_chat(ollama.generate_request(body), _LIMITS, "prompt")]
-
-
-def _ollama_embed(request: Any) -> list[p.Request]:
-    return [check_embed(ollama.embed_request(ollama.parse_embed(request)), _LIMITS)]
+def _requests(endpoint: Endpoint, request: Any) -> list[p.Request]:
+    body = read(request, endpoint.decoder, endpoint.allowed)
+    assert getattr(body, "keep_alive_s", None) is None or body.keep_alive_s >= 0
+    if endpoint is RESPONSES:
+        msgspec.json.encode(started_body(body, "id"))  # what the client is told of its own request
+    prompts = endpoint.prompts(body)
+    for prompt in prompts:
+        check_size(prompt, _LIMITS, endpoint.text)
+    return [one for prompt in prompts for one in variants(prompt, endpoint.copies(body))]
 
 
 def _nothing(parse: Callable[[Any], Any], request: Any) -> list[p.Request]:
@@ -185,19 +156,23 @@ def _nothing(parse: Callable[[Any], Any], request: Any) -> list[p.Request]:
     return []
 
 
-Endpoint = tuple[Callable[[Any], list[p.Request]], list[dict[str, Any]]]
-ENDPOINTS: list[Endpoint] = [
-    (_openai, [_CHAT | _SAMPLING, {"messages": [{"role": "user", "content": "hi"}]}]),
-    (_completions, [{"prompt": ["a", "b"], "echo": True, "n": 2, "best_of": 2, "max_tokens": 3} | _SAMPLING]),
-    (_completions, [{"prompt": "a", "logprobs": 5, "suffix": "", "stream_options": {"include_usage": True}}]),
-    (_responses, [_RESPONSES | _SAMPLING, {"input": "hi"}]),
-    (_embeddings, [{"input": one, "encoding_format": "base64"} for one in ("a", ["a", "b"], [[1, 2]], [1])]),
-    (_anthropic, [_CLAUDE]),
-    (_count, [_CLAUDE]),
-    (_ollama_chat, [_LLAMA, {"messages": [], "keep_alive": 0}]),
-    (_ollama_generate, [{"prompt": "hi", "system": "x", "images": []} | _ANSWER, {"prompt": "x", "raw": True}]),
-    (_ollama_embed, [{"input": ["a", "b"], "truncate": False, "dimensions": 5, "keep_alive": -1}]),
-    (functools.partial(_nothing, ollama.parse_embeddings), [{"prompt": "a"}]),
+def _to(endpoint: Endpoint, *bodies: dict[str, Any]) -> tuple[Callable[[Any], list[p.Request]], list[dict[str, Any]]]:
+    return functools.partial(_requests, endpoint), list(bodies)
+
+
+ENDPOINTS = [
+    _to(CHAT_COMPLETIONS, _CHAT | _SAMPLING, {"messages": [{"role": "user", "content": "hi"}]}),
+    _to(COMPLETIONS, {"prompt": ["a", "b"], "echo": True, "n": 2, "best_of": 2, "max_tokens": 3} | _SAMPLING),
+    _to(COMPLETIONS, {"prompt": "a", "logprobs": 5, "suffix": "", "stream_options": {"include_usage": True}}),
+    _to(RESPONSES, _RESPONSES | _SAMPLING, {"input": "hi"}),
+    _to(EMBEDDINGS, *({"input": one, "encoding_format": "base64"} for one in ("a", ["a", "b"], [[1, 2]], [1]))),
+    _to(RERANK, {"query": "a", "documents": ["b", {"text": "c"}], "top_n": 1, "return_documents": True}),
+    _to(MESSAGES, _CLAUDE),
+    _to(COUNT_TOKENS, _CLAUDE),
+    _to(ollama.CHAT, _LLAMA, {"messages": [], "keep_alive": 0}),
+    _to(ollama.GENERATE, {"prompt": "hi", "system": "x", "images": []} | _ANSWER, {"prompt": "x", "raw": True}),
+    _to(ollama.EMBED, {"input": ["a", "b"], "truncate": False, "dimensions": 5, "keep_alive": -1}),
+    _to(ollama.EMBEDDINGS, {"prompt": "a"}),
     (functools.partial(_nothing, parse_name), [{"name": "m", "stream": False}]),
     (functools.partial(_nothing, lambda request: decode(request.body, msgspec.json.Decoder(admin.UnloadBody))),
      [{"grace_s": 1.5}]),
@@ -240,7 +215,7 @@ def _pass_on(asked: Iterable[p.Request]) -> None:
     for one in asked:
         got = _commands.decode(p.encode(p.Generate("id", one))[4:])
         if isinstance(got.request, p.ChatRequest) and got.request.prompt is None:
-            with_tools_described(plain(got.request.messages), got.request.tools)
+            Conversation(plain(got.request.messages), got.request.tools, LAST_RESORT)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ from typing import Any
 import harness
 from mutate import Mutator
 
-from plimsoll.engine.gguf_config import build_config, llama3_scaling, name_tensors
-from plimsoll.engine.gguf_header import GgufError
-from plimsoll.engine.gguf_reader import read_header
-from plimsoll.engine.gguf_tokenizer import Vocabulary, write_tokenizer
+from plimsoll.catalog.gguf.config import build_config, llama3_scaling, name_tensors
+from plimsoll.catalog.gguf.reader import GgufError, read_header
+from plimsoll.catalog.gguf.tokenizer import Vocabulary, write_tokenizer
 
 _FACTORS = (0.0, 1.0, 8.0, 8.0, -1.0, 1e308, float("nan"), float("inf"))
 _WRITER = Path(__file__).parents[2] / "tests" / "engine" / "gguf_files.py"

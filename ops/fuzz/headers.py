@@ -9,7 +9,7 @@ from mutate import Mutator
 
 from plimsoll.catalog.files import problem
 from plimsoll.catalog.weigh import weigh
-from plimsoll.memory.needs import ways_to_load
+from plimsoll.memory.load_options import ways_to_load
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3_moe",

@@ -1,4 +1,4 @@
-"""What the front end carries, on the fake engine: tokens over streams, short chats, /health under load, bursts."""
+"""How much load the front process carries, with the fake engine: streams, short chats, /health under load, bursts."""
 
 import asyncio
 import contextlib

@@ -1,6 +1,6 @@
 """Figures of the server as a whole: start, size of the front, what a killed worker and a killed front cost.
 
-Run: python ops/bench/spine.py. Needs the built-in model in the cache (make serve fetches it). Loopback only.
+Run: python ops/bench/basics.py. Needs the built-in model in the cache (make serve fetches it). Loopback only.
 """
 
 import json
@@ -26,7 +26,7 @@ SETTINGS = {
 }
 
 
-class Spine(Served):
+class Streaming(Served):
     """The server with streams of its own; ``start_s`` is from its start to the first 200 of /health."""
 
     def __init__(self, folder: Path) -> None:
@@ -59,7 +59,7 @@ def main() -> None:
         folder = Path(name)
         starts = []
         for _ in range(7):
-            server = Spine(folder)
+            server = Streaming(folder)
             starts.append(server.start_s)
             server.stop()
         row(
@@ -67,7 +67,7 @@ def main() -> None:
             "< 1",
             f"median {statistics.median(starts):.2f}, worst {max(starts):.2f}",
         )
-        server = Spine(folder)
+        server = Streaming(folder)
         row("RSS of the front at start, MiB", "< 90", f"{server.rss_mb():.1f}")
         for _ in range(20):
             list(server.lines("other", 40))
@@ -76,7 +76,7 @@ def main() -> None:
         killed_front(server)
 
 
-def killed_worker(server: Spine) -> None:
+def killed_worker(server: Streaming) -> None:
     """Kill -9 a worker in mid-stream while another model streams."""
     gaps, stop = [], threading.Event()
 
@@ -111,7 +111,7 @@ def killed_worker(server: Spine) -> None:
     row("longest gap of the other model's stream meanwhile, ms", "20 = none", f"{1000 * max(gaps):.0f}")
 
 
-def killed_front(server: Spine) -> None:
+def killed_front(server: Streaming) -> None:
     """Kill -9 the front with two workers alive, one of them streaming."""
     stream = server.lines("other", 100_000)
     next(stream)
