@@ -106,7 +106,7 @@ class MlxEngine:
         model = open_model(path, self._options, progress, self._clock, tokenizers=self._tokenizers, rank=self._rank)
         self._model = model
         give_back()
-        self._pool = AllocatorPool(self._clock)
+        self._pool = AllocatorPool()
         sampling = told_sampling({}, path)
         return msgspec.structs.replace(model.loaded.info, sampling=sampling, longest=model.room.budget.longest)
 
@@ -145,6 +145,7 @@ class MlxEngine:
     def step(self) -> list[Event]:
         model = self._need_model()
         generator = model.generator
+        self._pool.busy()
         draft, self._ended = StepDraft(endings=self._ended), []
         events: list[Event] = []
         self._tidy(generator)
@@ -171,7 +172,6 @@ class MlxEngine:
                 self._finishing = None
                 self._end_failed()
                 self._park(model)
-            self._pool.look()
             events += model.room.ask()
         refused, self._refused = self._refused, []
         return [*events, *refused, draft.step()]
@@ -252,6 +252,7 @@ class MlxEngine:
                 model.reuse.store.put(tokens, running.row, uid)
 
     def idle(self) -> bool:
+        self._pool.rest()
         if self._untidy:
             # What the allocators keep for the next step may be gigabytes after a long prompt, and others may want it.
             self._untidy = False
@@ -270,6 +271,7 @@ class MlxEngine:
         if self._model is not None:
             mx.synchronize(self._model.generator.stream)
             self._put_all_away(self._model)
+            self._pool.close()
         self._waiting.clear()
         self._live.clear()
         self._ended.clear()

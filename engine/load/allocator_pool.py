@@ -2,6 +2,8 @@
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,31 +13,56 @@ from plimsoll.engine.load.weights import trim_malloc
 from plimsoll.memory.sources.processes import of_status
 
 _PROC = Path("/proc")
-# So often the pool is looked at; emptying it takes a few milliseconds for each 100 MB.
-_LOOK_S = 0.25
+# One pass that copies the KV caches of many layers frees 100 MB in so long.
+_LOOK_S = 0.02
 # What a pool may hold: a step takes its pages from there again. Of more than that others could make use.
-_MOST_BYTES = 48 << 20
+_MOST_BYTES = 32 << 20
+# So often a pool that is larger is emptied, which takes a few milliseconds for each 100 MB; a far larger one at once.
+_EMPTY_S = 0.25
+_FAR_TOO_MUCH_BYTES = 2 * _MOST_BYTES
 
 
 class AllocatorPool:
     """The difference between what the process holds and what MLX's arrays take, beyond what it was after the load.
 
     glibc keeps freed blocks below 4 MiB: with KV caches of some thousand tokens, which are copied whenever they grow or
-    rows join and leave, these were up to 60 % of the arrays' size.
+    rows join and leave, these were up to 60 % of the arrays' size. A pass over the model frees much before it ends, so
+    a thread of its own looks while the worker is busy.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._due = 0.0
         self._own_bytes = _held_bytes() - mx.get_active_memory()
+        self._busy = threading.Event()
+        self._closed = False
+        if sys.platform == "linux":
+            threading.Thread(target=self._watch, name="allocator-pool", daemon=True).start()
+
+    def busy(self) -> None:
+        """The worker computes: look from now on."""
+        self._busy.set()
+
+    def rest(self) -> None:
+        """The worker rests: there is nothing to look for."""
+        self._busy.clear()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed = True
+        self._busy.set()
 
     def look(self) -> None:
         """Empty the pool where it holds much."""
-        if sys.platform != "linux" or self._clock() < self._due:
-            return
-        self._due = self._clock() + _LOOK_S
-        if _held_bytes() - mx.get_active_memory() - self._own_bytes > _MOST_BYTES:
+        pool = _held_bytes() - mx.get_active_memory() - self._own_bytes
+        if pool > _FAR_TOO_MUCH_BYTES or (pool > _MOST_BYTES and self._clock() >= self._due):
+            self._due = self._clock() + _EMPTY_S
             trim_malloc()
+
+    def _watch(self) -> None:
+        while self._busy.wait() and not self._closed:
+            self.look()
+            time.sleep(_LOOK_S)
 
 
 def _held_bytes() -> int:
