@@ -28,6 +28,12 @@ MAX_SCHEMA_DEPTH = 32
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _MOST_KEPT = 16
 _MOST_CALLS = 8
+# Schemas of these words alone, as most tools have, compile in milliseconds: they need no trial in a child process.
+_PLAIN_WORDS = frozenset({
+    "$schema", "additionalProperties", "anyOf", "const", "default", "description", "enum", "examples", "items",
+    "properties", "required", "title", "type", "x-guidance",
+})  # fmt: skip
+_MOST_PLAIN_BYTES = 16 * 1024
 # What takes seconds is nearly always a multiple of a large number, or regular expressions that must hold together.
 _COSTLY = re.compile(r'"multipleOf": ([0-9.]{4}|[^ ,}]*e)|"allOf": .*"pattern": ')
 
@@ -111,10 +117,10 @@ class Grammars:
             return kept if isinstance(kept, str) else kept.deep_copy()
 
     def compile(self, grammar: Grammar, trial: grammar_trial.Trial, cpu_s: float) -> LLMatcher | str | None:
-        """As ``known``, after a trial that may take ``cpu_s``; None if that is not enough."""
+        """As ``known``, after a trial that may take ``cpu_s`` where one is needed; None if that is not enough."""
         if found := self.known(grammar):
             return found
-        if not trial.affordable(_schemas_only(grammar.schemas), cpu_s):
+        if not (_are_plain(grammar.schemas) or trial.affordable(_schemas_only(grammar.schemas), cpu_s)):
             return None
         made = self._made(grammar)
         self._keep(grammar, made)
@@ -228,6 +234,25 @@ def _json(schema: dict[str, Any], param: str, what: str) -> str:
     if len(text) > MAX_SCHEMA_BYTES:
         raise BadRequest(f"{what} has {len(text)} bytes of JSON; at most {MAX_SCHEMA_BYTES} can be used.", param=param)
     return text
+
+
+def _are_plain(schemas: tuple[str, ...]) -> bool:
+    """Whether the schemas are small and hold nothing that could be costly to compile."""
+    if sum(map(len, schemas)) > _MOST_PLAIN_BYTES:
+        return False
+    left: list[Any] = [json.loads(schema) for schema in schemas]
+    while left:
+        schema = left.pop()
+        if isinstance(schema, bool):
+            continue
+        if not isinstance(schema, dict) or not schema.keys() <= _PLAIN_WORDS:
+            return False
+        properties, choices = schema.get("properties", {}), schema.get("anyOf", [])
+        if not (isinstance(properties, dict) and isinstance(choices, list)):
+            return False
+        left += [*properties.values(), *choices]
+        left += [schema[word] for word in ("items", "additionalProperties") if word in schema]
+    return True
 
 
 def _schemas_only(schemas: tuple[str, ...]) -> str:

@@ -309,3 +309,49 @@ def test_every_answer_of_the_built_in_model_is_valid():
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["invalid"], result["refused"]) == ([], 0)
     assert result["endings"]["stop"] >= 4
+
+
+# ---- which schemas are tried in a child process first
+
+
+class Counted:
+    """A trial that counts what it is asked to try."""
+
+    def __init__(self):
+        self.tried = 0
+
+    def affordable(self, _grammar, _cpu_s):
+        self.tried += 1
+        return False
+
+
+PLAIN = {
+    "type": "object",
+    "properties": {"pattern": {"type": ["string", "null"], "description": "a name like a word of schemas"}, "n": {}},
+    "required": ["pattern"],
+    "additionalProperties": {"anyOf": [{"enum": [1, "two"]}, {"type": "array", "items": {"type": "object"}}]},
+}
+COSTLY = (
+    {"type": "string", "pattern": "a+b"},
+    {"type": "object", "properties": {"n": {"type": "integer", "multipleOf": 999983}}},
+    {"type": "object", "additionalProperties": {"type": "array", "items": {"$ref": "#"}}},
+    {"anyOf": [{"type": "string"}, {"allOf": [{"type": "object"}]}]},
+    {"enum": [f"{number:08}" for number in range(2000)]},
+)
+
+
+def tries(engine, schema):
+    trial, grammars = Counted(), engine._model.prompts._grammars
+    made = grammars.compile(grammars.answer(schema, (), parallel=True), trial, 1.0)
+    assert (made is None) == (trial.tried == 1)
+    return trial.tried
+
+
+def test_a_plain_schema_is_compiled_without_a_trial(engine):
+    assert tries(engine, PLAIN) == 0
+    assert tries(engine, None) == 0
+
+
+@pytest.mark.parametrize("schema", COSTLY, ids=lambda schema: str(schema)[:40])
+def test_a_schema_that_might_be_costly_is_tried_first(engine, schema):
+    assert tries(engine, schema) == 1
