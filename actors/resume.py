@@ -14,7 +14,7 @@ _MOST_MEMORY_DEATHS = 2
 _MOST_FRUITLESS = 4
 # The same with the workers that another program killed. That is hardly the request's fault, but for a system that ends
 # what grows too fast and leaves no trace of it.
-_MOST_KILLED = 10
+_MOST_KILLED = 20
 # A few kills say nothing of the requests that ran, and to be tried one after another takes long.
 _SUSPICIOUS_KILLS = 4
 

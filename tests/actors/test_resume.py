@@ -247,7 +247,7 @@ def test_an_answer_that_kills_two_workers_for_lack_of_memory_is_not_tried_a_thir
 
 
 # A crash may be the request's fault; a worker that another program kills is hardly that.
-@pytest.mark.parametrize(("code", "tries"), [(-11, 4), (-9, 10)])
+@pytest.mark.parametrize(("code", "tries"), [(-11, 4), (-9, 20)])
 def test_an_answer_whose_workers_die_before_they_give_it_a_token_is_tried_so_often_and_not_again(
     crew: Crew, code: int, tries: int
 ) -> None:
