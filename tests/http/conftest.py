@@ -36,7 +36,7 @@ from plimsoll.memory.ledger import Need
 from plimsoll.memory.sample import Level, Reading, Sample
 
 GB = 2**30
-DEADLINE_S = 10
+DEADLINE_S = 60
 # Sanic rewrites its own methods when an app starts; only in this mode can a second app start in the same process.
 Sanic.test_mode = True
 Script = Callable[[Any], None]
