@@ -33,6 +33,10 @@ DEADLINE_S = 60.0
 for _part in ("connect", "read", "write", "pool"):
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _part, DEADLINE_S)
 
+# No test speaks TLS, and reading all certificates would take each client 20 ms. There are none in this folder.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
+
 # How long one example takes says more about the machine's load than about the code.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
