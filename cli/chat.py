@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
 import typer
@@ -13,6 +15,7 @@ from plimsoll.cli.link import AsJson, Link, with_link
 from plimsoll.cli.output import print_json
 
 _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
+_LOOK_S = 0.2
 
 AnyModel = Annotated[
     str | None, typer.Argument(help="Model; default: the server's first.", autocompletion=model_names, metavar="MODEL")
@@ -78,7 +81,8 @@ def converse(partner: Partner) -> None:
     history: list[dict[str, str]] = []
     while True:
         try:
-            line = input("> ").strip()
+            with _interruptible():
+                line = input("> ").strip()
         except EOFError:
             typer.echo()
             return
@@ -93,6 +97,22 @@ def converse(partner: Partner) -> None:
             typer.echo(f"{_HELP}.", err=True)
         elif line:
             _turn(partner, history, line)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have ``input`` see every Ctrl-C.
+
+    CPython's loop around readline looks for one only when a signal interrupts its wait. A Ctrl-C that comes between the
+    prompt and the wait would end the user's next line instead, so another signal interrupts the wait now and then.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
+    try:
+        yield
+    finally:
+        # The handler stays: without it an alarm that is still on its way would end the process.
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _turn(partner: Partner, history: list[dict[str, str]], line: str) -> None:

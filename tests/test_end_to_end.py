@@ -50,7 +50,7 @@ class Front:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(60)
         assert self.process.stdout
         self.process.stdout.close()
 

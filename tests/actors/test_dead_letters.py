@@ -105,5 +105,5 @@ def test_a_stop_that_waits_is_answered_by_a_closed_mailbox_too() -> None:
             self.close_mailbox(InternalError("over"))
 
     ref = Closed.start()
-    assert ref.stop(timeout=5)
-    assert not ref.stop(timeout=5)
+    assert ref.stop(timeout=60)
+    assert not ref.stop(timeout=60)

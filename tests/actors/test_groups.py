@@ -128,7 +128,7 @@ def test_without_patience_an_emergency_on_the_other_host_ends_the_group_and_it_l
     assert isinstance(failed.error, InsufficientMemory)
     for word in ("a was stopped", "memory of host mac2 is almost exhausted", "98.5% of 100.0 GiB"):
         assert word in failed.error.message
-    assert not psutil.wait_procs(there, timeout=5)[1]
+    assert not psutil.wait_procs(there, timeout=60)[1]
     assert "mac2" in system.chat("a").ending().error.message
     assert not [one for one in seen if isinstance(one, e.CleanupStarted | e.OutOfMemory)], "this machine is not full"
     far.fill(40.0)

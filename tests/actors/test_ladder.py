@@ -459,7 +459,7 @@ def test_garbage_is_collected_after_a_clean_up_and_not_on_the_supervisor_s_threa
     ship.ref.tell(m.CleanUpModels(report, aggressive=True))
     ship.stage.drain()
     assert report.ended
-    assert done.wait(10.0)
+    assert done.wait(60.0)
     assert threads == ["garbage"]
 
 

@@ -273,7 +273,7 @@ def test_models_that_do_not_fit_together_each_serve_before_they_make_room(server
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(40)
+        thread.join(60)
     assert sorted(served) == ["a"] * 4 + ["b"] * 4
     # An eviction for a life that had not served would be one more load than there were answers.
     assert len(of(system, e.LoadStarted)) <= 8
@@ -316,7 +316,7 @@ def test_an_unload_is_told_with_what_was_expected_and_what_came_back(server: Sta
     gone = event(system, e.ModelUnloaded, model="a")
     assert 300 * MIB < gone.expected_bytes < 350 * MIB
     assert gone.freed_bytes >= 0.99 * gone.expected_bytes
-    assert 0 < gone.milliseconds < 1000
+    assert 0 < gone.milliseconds < 20_000
     assert workers_bytes() == 0
 
 
@@ -376,7 +376,7 @@ def test_a_growing_worker_drives_the_level_up_to_emergency_all_stop_and_admissio
     busy.next(Delta)
     event(system, e.LevelChanged, level=e.LevelName.EMERGENCY)
     for reply in (busy, growing):
-        failed = reply.ending(deadline_s=3.0)
+        failed = reply.ending(deadline_s=10.0)
         assert isinstance(failed.error, InsufficientMemory)
         assert reply.endings() == 1
     system.until(lambda: not system.status().models, "no model left")

@@ -109,7 +109,7 @@ def test_without_patience_a_killed_worker_ends_its_requests_and_the_next_request
     victim.next(Delta)
     bystander.next(Delta)
     os.kill(system.model("a").pid, signal.SIGKILL)
-    failed = victim.ending(deadline_s=1.0)
+    failed = victim.ending(deadline_s=10.0)
     assert isinstance(failed.error, WorkerDied)
     assert "SIGKILL" in failed.error.message
     bystander.next(Delta)

@@ -12,7 +12,7 @@ from plimsoll.journal.journal import Journal
 from plimsoll.memory.levels import Thresholds
 from plimsoll.memory.sample import Reading, Sample, Tracked
 
-_DEADLINE_S = 30.0
+_DEADLINE_S = 60.0
 
 
 class Looks:

@@ -376,7 +376,7 @@ def test_who_waits_for_anothers_conversion_says_so_again_and_again(tmp_path, ggu
             resolve, gguf, cache_dir=tmp_path / "cache", offline=False, progress=lambda *_: said.release()
         )
         for _ in range(10):
-            assert said.acquire(timeout=30)
+            assert said.acquire(timeout=60)
         assert not made.done()
         fcntl.flock(other, fcntl.LOCK_UN)
         assert made.result(60) == folder

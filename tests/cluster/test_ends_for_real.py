@@ -16,7 +16,7 @@ def test_a_head_that_ends_leaves_no_worker(cluster_server: Any, workers: Any, nu
     server.until(lambda: all(server.nodes().values()), "a model on each node")
     assert len(workers()) == 3
     server.child.send_signal(number)
-    code = server.child.wait(30)
+    code = server.child.wait(60)
     assert code == (0 if number == signal.SIGTERM else -number)
     server.until(lambda: not workers(), "no worker")
 

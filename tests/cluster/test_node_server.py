@@ -24,7 +24,7 @@ async def weigh(error: Exception) -> Any:
     node._status = no_status
     node._catalog = SimpleNamespace(find=lambda _: None)
     await node.tell(node_protocol.encode_commands([node_protocol.Weigh("1", "a")]))
-    ((one, item),) = node_protocol.decode_items(await asyncio.wait_for(node.poll(), 10.0))
+    ((one, item),) = node_protocol.decode_items(await asyncio.wait_for(node.poll(), 60.0))
     assert one == "1"
     return item
 

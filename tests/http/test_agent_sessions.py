@@ -10,7 +10,7 @@ from agent_turns import PATHS, RESULT, SESSIONS
 
 def test_every_turn_of_every_agent_is_answered_and_its_tool_is_called(process: Callable[..., Any]) -> None:
     url = process(source="fake:context=20000").url
-    with httpx.Client(base_url=url, timeout=20) as http:
+    with httpx.Client(base_url=url, timeout=60) as http:
         for client, (api, turns) in SESSIONS.items():
             called, told, last = (_answer(http, api, body) for body in turns)
             assert '"run"' in called, client

@@ -9,7 +9,7 @@ from plimsoll.actors import messages as m
 from plimsoll.actors.replies import Delta, Failed, Finished
 from plimsoll.errors import ContextTooLong
 
-DEADLINE_S = 10
+DEADLINE_S = 60
 
 
 def port_of(server):

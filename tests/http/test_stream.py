@@ -16,7 +16,7 @@ from plimsoll.errors import QueueFull, Unavailable
 from plimsoll.http.answer import Answer
 from plimsoll.inbox import Inbox, ask
 
-DEADLINE_S = 10
+DEADLINE_S = 60
 
 
 class Echo(pykka.ThreadingActor):

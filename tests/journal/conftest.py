@@ -11,7 +11,7 @@ import pytest
 from plimsoll.journal.blackbox import BlackBox
 from plimsoll.memory.sample import Reading, Sample
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 LOCKER = """
 import sqlite3, sys

@@ -12,7 +12,7 @@ from plimsoll.journal import read
 from plimsoll.journal.blackbox import BlackBox
 from plimsoll.memory.sample import Level, Sample
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 DAY_S = 86400.0
 
 MakeBox = Callable[..., BlackBox]

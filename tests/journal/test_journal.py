@@ -12,7 +12,7 @@ from plimsoll.journal.blackbox import BlackBox
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.sample import Level
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 KILLED = e.WorkerKilled("m", 7)
 
 

@@ -15,7 +15,7 @@ from plimsoll.journal.blackbox import BlackBox
 from plimsoll.journal.lines import line, local_time
 from plimsoll.memory.sample import Level
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 DAY_S = 86400.0
 
 MakeBox = Callable[..., BlackBox]

@@ -13,7 +13,7 @@ from plimsoll.journal.lines import local_time
 from plimsoll.journal.show import parse_kind, parse_since, show
 from plimsoll.journal.store import blackbox_file, log_file
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture

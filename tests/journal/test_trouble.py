@@ -11,11 +11,11 @@ import pytest
 
 from plimsoll.errors import Unavailable
 from plimsoll.journal import events as e
-from plimsoll.journal import read
+from plimsoll.journal import read, store
 from plimsoll.journal.blackbox import BlackBox
 from plimsoll.memory.sample import Level, Sample
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 MakeBox = Callable[..., BlackBox]
 
@@ -25,6 +25,13 @@ def _info(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "plimsoll.memory")
 
 
+@pytest.fixture
+def _sqlite_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a lock, so that even on a busy machine it is plain that somebody else did not wait."""
+    monkeypatch.setattr(store, "_BUSY_S", DEADLINE_S)
+
+
+@pytest.mark.usefixtures("_sqlite_waits_long")
 def test_a_lock_held_by_another_process_blocks_no_caller_and_loses_nothing(
     box: BlackBox, path: Path, locker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -32,7 +39,7 @@ def test_a_lock_held_by_another_process_blocks_no_caller_and_loses_nothing(
     began = time.monotonic()
     for number in range(1000):
         box.event(e.WorkerKilled("m", number))
-    assert time.monotonic() - began < 0.5, "SQLite itself would wait a second for the lock"
+    assert time.monotonic() - began < 10.0, "SQLite itself would wait for the lock"
     assert not box.flush(0.01)
     unlock()
     assert box.flush(DEADLINE_S)
@@ -124,7 +131,6 @@ def test_the_database_of_another_program_is_left_alone(
 
 
 def test_a_full_disk_is_waited_out(make_box: MakeBox, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from plimsoll.journal import store
 
     connect = store.connect
     full = True
@@ -148,11 +154,12 @@ def test_a_full_disk_is_waited_out(make_box: MakeBox, path: Path, monkeypatch: p
     assert len(read.events(path, 60)) == 2000
 
 
+@pytest.mark.usefixtures("_sqlite_waits_long")
 def test_close_gives_up_on_a_locked_file_in_time(box: BlackBox, locker) -> None:
     locker()
     began = time.monotonic()
     box.close("stopped", timeout_s=0.01)
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 10.0
 
 
 def test_reading_a_broken_file_is_an_error_with_a_sentence(path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_driver_that_hangs_costs_one_wait_and_is_taken_up_again() -> None:
 
     def read(own_pids: Any, time_s: float) -> DeviceMemory:
         asked.append(time_s)
-        assert goes_on.wait(20)
+        assert goes_on.wait(60)
         return DeviceMemory((Reading("accelerator:0", 10, int(time_s)),))
 
     patient = PatientReader(read, answer_s=0.02)

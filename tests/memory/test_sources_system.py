@@ -106,5 +106,5 @@ def test_threads_may_share_a_sampler(machine: Any) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert failed == []

@@ -15,7 +15,7 @@ def url(tmp_path_factory):
     server, url = TOOL["serve"](tmp_path_factory.mktemp("server"))
     yield url
     server.terminate()
-    server.wait(30)
+    server.wait(60)
     server.stdout.close()
 
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 ARGS = [
     "--headless=new",
     "--no-sandbox",

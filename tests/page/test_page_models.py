@@ -183,7 +183,7 @@ def test_a_models_settings_are_written_into_the_file_and_in_force(serve, visit, 
     dialog.get_by_label("thinks").select_option("no")
     dialog.get_by_role("button", name="Save").click()
     expect(page.locator("#notices")).to_contain_text("The settings of tiny are saved")
-    told = httpx.get(f"{site.url}/admin/settings?model=two", timeout=20).json()
+    told = httpx.get(f"{site.url}/admin/settings?model=two", timeout=60).json()
     assert told["entry"]["sampling"]["temperature"] == 0.25
     assert (told["entry"]["aliases"], told["entry"]["thinking"]) == (["one", "two"], False)
     assert "max_tokens" not in told["entry"]

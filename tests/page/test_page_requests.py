@@ -11,7 +11,7 @@ HI = [{"role": "user", "content": "hello there"}]
 def test_requests_are_listed_filtered_and_shown_as_a_waterfall(serve, visit):
     site = serve({"tiny": "fake:", "other": "fake:"})
     for model in ("tiny", "other", "other"):
-        httpx.post(f"{site.url}/v1/chat/completions", json={"model": model, "messages": HI}, timeout=20)
+        httpx.post(f"{site.url}/v1/chat/completions", json={"model": model, "messages": HI}, timeout=60)
     visitor = visit(site)
     page = visitor.page
     panel = page.locator("#requests")
@@ -37,7 +37,7 @@ def test_requests_are_listed_filtered_and_shown_as_a_waterfall(serve, visit):
 
 def test_the_panel_fits_a_phone(serve, visit):
     site = serve({"tiny": "fake:"})
-    httpx.post(f"{site.url}/v1/chat/completions", json={"model": "tiny", "messages": HI}, timeout=20)
+    httpx.post(f"{site.url}/v1/chat/completions", json={"model": "tiny", "messages": HI}, timeout=60)
     page = visit(site, viewport={"width": 360, "height": 740}).page
     page.locator("#requests summary").click()
     expect(page.locator("#requests tbody tr")).to_have_count(1)

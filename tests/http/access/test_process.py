@@ -13,7 +13,7 @@ import yaml
 
 ADMIN, USER = "the-key-of-the-admin", "the-key-of-a-user"
 KEYS = [{"name": "boss", "role": "admin", "key": ADMIN}, {"name": "ada", "role": "user", "env": "KEY_OF_ADA"}]
-DEADLINE_S = 20
+DEADLINE_S = 60
 
 
 def run(*arguments, folder, **config):

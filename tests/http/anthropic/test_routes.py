@@ -27,7 +27,7 @@ WEATHER = {
 
 @pytest.fixture
 def claude(server: Any) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=10) as made:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60) as made:
         yield made
 
 
@@ -133,7 +133,7 @@ def test_the_stream_helper_gives_text_as_it_comes(claude: anthropic.Anthropic, s
 
     def script(chat: m.Chat) -> None:
         chat.reply.send(Delta("one", 1))
-        assert went_on.wait(10)
+        assert went_on.wait(60)
         chat.reply.send(Delta(" two", 2))
         chat.reply.send(Finished("stop", Usage(3, 2)))
 
@@ -152,7 +152,7 @@ def test_the_async_client_streams_and_completes(server: Any, system: Any) -> Non
     system.scripts[m.Chat] = sends(Delta("hi", 1))
 
     async def both() -> list[str]:
-        async with anthropic.AsyncAnthropic(base_url=server.url, api_key="none", timeout=10) as claude:
+        async with anthropic.AsyncAnthropic(base_url=server.url, api_key="none", timeout=60) as claude:
             whole = await claude.messages.create(model="tiny", max_tokens=9, messages=USER)
             async with claude.messages.stream(model="tiny", max_tokens=9, messages=USER) as stream:
                 return [whole.content[0].text, await stream.get_final_text()]
@@ -474,5 +474,5 @@ def test_the_client_tries_again_by_itself(server: Any, system: Any, error: Excep
         scripts.pop(0)(chat)
 
     system.scripts[m.Chat] = script
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=1, timeout=10) as claude:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=1, timeout=60) as claude:
         assert create(claude).content[0].text == "at last"

@@ -17,7 +17,7 @@ from plimsoll.http import body as bodies_of_requests
 from plimsoll.http.limits.body_budget import SMALL_BYTES, BodyBudget, BodyShare, room_for
 
 MIB, GIB = 2**20, 2**30
-DEADLINE_S = 15
+DEADLINE_S = 60
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
 
 
@@ -217,7 +217,7 @@ def test_a_crowd_of_unfinished_bodies_is_held_back_and_small_requests_are_answer
         assert bodies.held <= 16 * MIB + 30 * 4 * SMALL_BYTES
         started = time.monotonic()
         assert httpx.post(f"{server.url}/v1/chat/completions", json=body()).status_code == 200
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
         answers = [json.loads(rest(one).partition(b"\r\n\r\n")[2]) for one in crowd[:4]]
         # They hold the turns and send nothing; or they waited for so long.
         assert {answer["error"]["code"] for answer in answers} == {"unavailable"}

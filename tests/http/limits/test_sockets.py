@@ -15,7 +15,7 @@ from plimsoll.actors import messages as m
 from plimsoll.actors.replies import Delta, Finished
 from plimsoll.engine.protocol import Usage
 
-DEADLINE_S = 15
+DEADLINE_S = 60
 SHORT = {"header_time": "200ms", "body_time": "200ms", "idle": "200ms", "slow_client": "200ms"}
 KEYS = {
     "keys": [{"name": "ada", "role": "user", "key": "key-of-ada"}, {"name": "bob", "role": "user", "key": "bob's-key"}]

@@ -17,5 +17,5 @@ def server(server: Any) -> Any:
 
 @pytest.fixture
 def llama(server: Any) -> Iterator[ollama.Client]:
-    with ollama.Client(server.url, timeout=10) as made:
+    with ollama.Client(server.url, timeout=60) as made:
         yield made

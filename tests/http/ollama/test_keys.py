@@ -27,7 +27,7 @@ def client(server, system):
     system.scripts[m.UnloadModel] = lambda unload: unload.reply.send(ModelStatus(unload.model, State.STOPPED))
 
     def named(name):
-        return ollama.Client(server.url, headers={"Authorization": f"Bearer the-key-of-{name}"}, timeout=10)
+        return ollama.Client(server.url, headers={"Authorization": f"Bearer the-key-of-{name}"}, timeout=60)
 
     with named("ada") as ada, named("boss") as boss:
         yield {"ada": ada, "boss": boss}

@@ -20,7 +20,7 @@ from plimsoll.catalog import Catalog
 from plimsoll.http.app import build
 from plimsoll.http.server import bind, new_loop, run
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 USER = [{"role": "user", "content": "one two three"}]
 ENTRIES = {
     "tiny": {"source": "fake:hold=1MiB", "idle_ttl": None},

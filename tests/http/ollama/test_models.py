@@ -264,7 +264,7 @@ def test_a_model_that_is_not_here_is_fetched_with_progress(
         asked.append((source.location, cache_dir, offline))
         progress("fetch", 10, 0)
         progress("fetch", 50, 100)
-        assert seen.wait(10)
+        assert seen.wait(60)
         progress("convert", 100, 100)
 
     monkeypatch.setattr(pull, "resolve", resolve)
@@ -298,7 +298,7 @@ def test_all_who_pull_one_model_share_one_fetch(
                 return
 
     monkeypatch.setattr(pull, "resolve", resolve)
-    with ollama.Client(server.url, timeout=10) as other:
+    with ollama.Client(server.url, timeout=60) as other:
         streams = [client.pull("far", stream=True) for client in (llama, other)]
         for stream in streams:
             assert [next(stream).completed for _ in range(2)] == [None, 1]

@@ -72,7 +72,7 @@ def test_both_clients_read_the_stream(server: Any, llama: ollama.Client, system:
     assert "".join(part.response or "" for part in llama.generate("tiny", "hi", stream=True)) == "one two"
 
     async def streamed() -> str:
-        async with ollama.AsyncClient(server.url, timeout=10) as client:
+        async with ollama.AsyncClient(server.url, timeout=60) as client:
             parts = await client.chat("tiny", USER, stream=True)
             return "".join([part.message.content or "" async for part in parts])
 
@@ -253,8 +253,8 @@ def test_a_lease_is_told_behind_the_chat_and_capped_by_the_config(
 ) -> None:
     system.scripts[m.Chat] = sends(Delta("ok", 1))
     llama.chat(model, USER, keep_alive=keep_alive)
-    assert isinstance(system.heard.get(timeout=10), m.Chat)
-    assert system.heard.get(timeout=10) == m.KeepAlive(model, seconds)
+    assert isinstance(system.heard.get(timeout=60), m.Chat)
+    assert system.heard.get(timeout=60) == m.KeepAlive(model, seconds)
 
 
 @pytest.mark.parametrize(("model", "keep_alive"), [("pinned", 0), ("pinned", "5m"), ("tiny", None)])

@@ -12,7 +12,7 @@ from plimsoll.actors.replies import Delta, Failed, Finished
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import InsufficientMemory, NeverFits, QueueFull
 
-DEADLINE_S = 10
+DEADLINE_S = 60
 HI = [{"role": "user", "content": "hi"}]
 
 

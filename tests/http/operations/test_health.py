@@ -86,13 +86,13 @@ def test_without_a_supervisor_the_server_is_degraded_and_still_gives_figures(htt
         system.supervisor.stop()
     else:
         system.scripts[m.GetStatus] = lambda _message: None
-    response = http.get("/health", timeout=5)
+    response = http.get("/health", timeout=60)
     body = response.json()
     assert (response.status_code, body["status"]) == (200, "degraded")
     assert "supervisor" in body["problems"][0]
     assert body["memory"]["total_gb"] > 0
     assert http.get("/health/live").status_code == 200
-    assert http.get("/health/ready", timeout=5).status_code == 503
+    assert http.get("/health/ready", timeout=60).status_code == 503
 
 
 @pytest.mark.parametrize(

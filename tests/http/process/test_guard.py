@@ -20,7 +20,7 @@ from plimsoll.errors import InternalError
 from plimsoll.http.process import liveness
 from plimsoll.memory.sample import Reading, Sample
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 
 
 def watched(system, seconds=DEADLINE_S):

@@ -15,7 +15,7 @@ from plimsoll.actors import messages as m
 from plimsoll.http.process.liveness import Notifier, notifier_from_environment, notify_forever, status_line
 from plimsoll.memory.sample import Level
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 
 
 class Manager:

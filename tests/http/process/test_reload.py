@@ -11,7 +11,7 @@ from plimsoll.errors import ConfigError
 from plimsoll.http.process import reload
 from plimsoll.journal import events
 
-DEADLINE_S = 10
+DEADLINE_S = 60
 ENTRIES = {"mine": {"source": "fake:"}}
 
 
