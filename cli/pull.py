@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from plimsoll.catalog import Catalog, child_process, default_cache_dir, installed
+from plimsoll.catalog import Catalog, child_process, default_cache_dir
 from plimsoll.catalog.fetch_preview import look_ahead
+from plimsoll.catalog.installed import installed
 from plimsoll.cli import config_checks
 from plimsoll.cli.client import Client, Refused, Unreachable
 from plimsoll.cli.complete import model_names

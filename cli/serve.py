@@ -10,7 +10,8 @@ import msgspec
 import typer
 
 from plimsoll import config, config_file, logs
-from plimsoll.catalog import BUILTIN, Catalog, default_cache_dir, installed, resolve
+from plimsoll.catalog import BUILTIN, Catalog, default_cache_dir, resolve
+from plimsoll.catalog.installed import installed
 from plimsoll.cli import config_checks
 from plimsoll.cli.link import ConfigFile
 from plimsoll.cli.output import progress_bar

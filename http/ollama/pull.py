@@ -9,8 +9,9 @@ from typing import Any
 from sanic import HTTPResponse
 
 from plimsoll.actors.replies import Failed, Finished, Waiting
-from plimsoll.catalog import CatalogModel, default_cache_dir, installed, place, resolve
+from plimsoll.catalog import CatalogModel, default_cache_dir, place, resolve
 from plimsoll.catalog.disk import DISK, DiskSilent
+from plimsoll.catalog.installed import installed
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import LoadFailed, UnknownModel
 from plimsoll.http.app_state import App, AppState

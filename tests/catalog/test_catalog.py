@@ -25,10 +25,10 @@ from plimsoll.catalog import (
     child_process,
     default_cache_dir,
     fetch,
-    installed,
     resolve,
     size_bytes,
 )
+from plimsoll.catalog.installed import installed
 from plimsoll.catalog.source import ModelSource
 from plimsoll.catalog.weigh import weigh_source
 from plimsoll.errors import ConfigError, LoadFailed, UnknownModel

@@ -89,6 +89,12 @@ def test_a_worker_without_a_model_of_its_own_never_imports_mlx(worker: Any) -> N
     assert not [m.path for m in psutil.Process(one.worker.pid).memory_maps() if "mlx" in m.path]
 
 
+def test_a_worker_s_start_imports_nothing_that_only_the_front_needs() -> None:
+    code = "import sys, plimsoll.engine.worker; print(*{'plimsoll.config', 'psutil', 'yaml'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 FRONT = """
 import sys, time
 from plimsoll.catalog.source import ModelSource
