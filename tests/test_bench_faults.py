@@ -22,7 +22,7 @@ def test_random_faults_under_load_break_no_promise(seed: int) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -35,7 +35,7 @@ def test_a_crash_and_a_refusal_cost_nobody_else_anything() -> None:
         [sys.executable, BENCH.with_name("crashes.py"), "--crashes", "3", "--refusals", "150"],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

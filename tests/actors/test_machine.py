@@ -687,7 +687,7 @@ def quiet() -> Iterator[None]:
 
 
 # One takes 0.1 to 0.3 s here, and may take ten times that on a crowded machine.
-@pytest.mark.timeout(max(120, 2 * EXAMPLES))
+@pytest.mark.timeout(max(300, 2 * EXAMPLES))
 @pytest.mark.usefixtures("quiet")
 def test_whatever_happens_memory_is_kept_and_every_request_ends(fakes: Any) -> None:
     run_state_machine_as_test(

@@ -29,7 +29,6 @@ def settings(tmp_path_factory):
     return {"models": models, "logging": {"file": "none", "blackbox": "none"}}
 
 
-@pytest.mark.timeout(300)
 def test_everything_runs_on_this_machine(plimsoll, settings, tmp_path):
     file = tmp_path / "deep.yaml"
     file.write_text(json.dumps(settings | {"server": {"port": 0}}))

@@ -247,7 +247,6 @@ FORGED = [forged(change) for change in (fewer_layers, other_shape, other_dtype, 
 
 @pytest.mark.parametrize("spoil", SPOILED + FORGED)
 @pytest.mark.parametrize("seen_before", [True, False])
-@pytest.mark.timeout(30)
 def test_a_broken_file_costs_a_miss(opened, tmp_path, capfd, spoil, seen_before):
     first = opened()
     tokens = text(3 * N)

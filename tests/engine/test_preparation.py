@@ -293,7 +293,6 @@ def generate(worker, name, schema=None):
     worker.send(p.Generate(name, p.ChatRequest([], prompt="a ship", max_tokens=3, format=form)))
 
 
-@pytest.mark.timeout(120)
 def test_hostile_schemas_delay_nobody_else(worker):
     """Each took 2 s of the reader: with four, an innocent request waited for 8 s and more."""
     for index, schema in enumerate(HOSTILE):
@@ -314,7 +313,6 @@ def test_hostile_schemas_delay_nobody_else(worker):
     assert endings(worker, 2)[0] == ("again", "invalid_value")
 
 
-@pytest.mark.timeout(120)
 def test_a_cancel_that_comes_while_a_grammar_is_compiled_is_heard_at_once(worker):
     for index, schema in enumerate(HOSTILE):
         generate(worker, f"hostile{index}", schema)
