@@ -9,7 +9,17 @@ import msgspec
 from plimsoll.actors import status
 from plimsoll.actors.expected_wait import Pace, expected_wait_s
 from plimsoll.actors.messages import Chat
-from plimsoll.actors.replies import Delta, Failed, Finished, Logprobs, Tokens, ToolCallDelta, Vectors, Waiting
+from plimsoll.actors.replies import (
+    Delta,
+    Failed,
+    Finished,
+    Logprobs,
+    PromptLogprobs,
+    Tokens,
+    ToolCallDelta,
+    Vectors,
+    Waiting,
+)
 from plimsoll.actors.resume import Loss, Resume, after_loss
 from plimsoll.actors.waiting_requests import WaitingRequests, is_suspect
 from plimsoll.engine.protocol import ChatRequest, Embedded, Held, PrefillProgress, Request, RequestError, Step, Usage
@@ -130,6 +140,8 @@ class Requests:
         """
         held = self.line and any(one.is_suspect for one in self._running.values())
         told = self._keep_tokens(step)
+        for request_id, scored in step.prompts:
+            self._pass_on(request_id, PromptLogprobs(scored))
         for request_id, text, tokens in step.reasoning:
             self._text(request_id, text, tokens, reasoning=True)
         for request_id, text, tokens in step.texts:
@@ -163,7 +175,7 @@ class Requests:
             if text:
                 running.chat.reply.send(Delta(text, tokens, reasoning))
 
-    def _pass_on(self, request_id: str, item: Logprobs | ToolCallDelta | Waiting | Tokens) -> None:
+    def _pass_on(self, request_id: str, item: Logprobs | PromptLogprobs | ToolCallDelta | Waiting | Tokens) -> None:
         if running := self._running.get(request_id):
             running.chat.reply.send(item)
 

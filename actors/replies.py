@@ -34,6 +34,15 @@ class Logprobs(msgspec.Struct, frozen=True):
     tokens: list[TokenLogprob]
 
 
+class PromptLogprobs(msgspec.Struct, frozen=True):
+    """The prompt's tokens, where they were to be scored: once, before the first part of the answer.
+
+    The first token's log-probability says nothing.
+    """
+
+    tokens: list[TokenLogprob]
+
+
 class ToolCallDelta(msgspec.Struct, frozen=True):
     """Part of tool call number ``index``; ``name`` comes with its first part, ``arguments`` are pieces of JSON."""
 

@@ -7,7 +7,17 @@ import msgspec
 
 from plimsoll import errors
 from plimsoll.actors.messages import Message
-from plimsoll.actors.replies import Delta, Failed, Finished, Logprobs, Tokens, ToolCallDelta, Vectors, Waiting
+from plimsoll.actors.replies import (
+    Delta,
+    Failed,
+    Finished,
+    Logprobs,
+    PromptLogprobs,
+    Tokens,
+    ToolCallDelta,
+    Vectors,
+    Waiting,
+)
 from plimsoll.actors.settings import Settings
 from plimsoll.actors.status import CleanupReport, ModelStatus, Status
 from plimsoll.engine.protocol import Request
@@ -132,6 +142,7 @@ _KINDS: tuple[type, ...] = (
     Report,
     _Done,
     Tokens,
+    PromptLogprobs,
 )
 _numbers = {kind: number for number, kind in enumerate(_KINDS)}
 _decoders: tuple[Any, ...] = tuple(msgspec.msgpack.Decoder(kind) for kind in _KINDS)

@@ -10,7 +10,7 @@ import signal
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class _Request:
     thoughts: int = 0
     call: tuple[str, str] | None = None
     logprobs: int | None = None
+    scores: list[TokenLogprob] = field(default_factory=list)
     sent: int = 0
     cancelled: bool = False
     ready_at: float = 0.0
@@ -106,8 +107,11 @@ class FakeEngine:
         if said in _FAULTS:
             answer.fault, answer.limit = said, max(2, answer.limit)
         room = switches.context - prompt_tokens
-        answer.cut(min(request.max_tokens or room, room))
+        answer.cut(room if request.max_tokens is None else min(request.max_tokens, room))
         answer.go_on_behind(so_far)
+        if request.score_prompt and not so_far:
+            words = enumerate(said.split())
+            answer.scores = [_scored(f" {word}" if at else word, request.logprobs or 0) for at, word in words]
         return answer
 
     def submit(self, request_id: str, prepared: _Request) -> None:
@@ -133,6 +137,9 @@ class FakeEngine:
                 continue
             if request.fault and request.sent == 1:
                 _FAULTS[request.fault]()
+            if request.scores and not request.cancelled:
+                step.prompts.append((request_id, request.scores))
+                request.scores = []
             if not request.cancelled and request.sent < request.limit:
                 self._one_token()
                 _say(step, request_id, request)
@@ -213,8 +220,12 @@ def _say(step: Step, request_id: str, request: _Request) -> None:
     step.tokens.append((request_id, _token(word)))
     (step.reasoning if thinking else step.texts).append((request_id, text, request.sent))
     if request.logprobs is not None:
-        top = [(text, -0.5), *((f"other{index}", -2.0 - index) for index in range(request.logprobs))]
-        step.logprobs.append((request_id, [TokenLogprob(text, -0.5, top[: request.logprobs])]))
+        step.logprobs.append((request_id, [_scored(text, request.logprobs)]))
+
+
+def _scored(text: str, top: int) -> TokenLogprob:
+    others = [(text, -0.5), *((f"other{other}", -2.0 - other) for other in range(top))]
+    return TokenLogprob(text, -0.5, others[:top])
 
 
 def _token(word: str) -> int:

@@ -107,11 +107,12 @@ class ChatRequest(msgspec.Struct, frozen=True, tag="chat"):
     ``max_tokens`` unset means up to the end of the context. ``prompt`` is text, or token ids, that is read as it is,
     without the chat template and instead of ``messages``; with a ``suffix`` the answer is what stands between the two.
     ``tool_choice`` is auto, none, required or the name of one tool.
-    ``logprobs`` asks for the chosen tokens' log-probabilities and those of that many alternatives. ``thinking`` unset
-    leaves it to the model's template. ``count_only`` ends at once with the prompt's tokens in the usage.
-    ``continue_last`` has the answer go on with the last message, which is the assistant's. ``thinking_budget`` is how
-    many tokens the model may think; None is without a bound. ``given`` names the values of ``sampling`` that the
-    client gave: others are the model's own where it has some. None means that all were given.
+    ``logprobs`` asks for the chosen tokens' log-probabilities and those of that many alternatives; with
+    ``score_prompt`` also for those of the prompt's tokens, and ``max_tokens`` may be 0. ``thinking`` unset leaves it to
+    the model's template. ``count_only`` ends at once with the prompt's tokens in the usage. ``continue_last`` has the
+    answer go on with the last message, which is the assistant's. ``thinking_budget`` is how many tokens the model may
+    think; None is without a bound. ``given`` names the values of ``sampling`` that the client gave: others are the
+    model's own where it has some. None means that all were given.
     """
 
     messages: list[dict[str, Any]]
@@ -131,6 +132,7 @@ class ChatRequest(msgspec.Struct, frozen=True, tag="chat"):
     thinking_budget: int | None = None
     given: tuple[str, ...] | None = None
     suffix: str = ""
+    score_prompt: bool = False
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, tag="embed"):
@@ -356,8 +358,9 @@ class Step(_Frame, frozen=True):
     incomplete. ``endings`` holds (request id, finish reason ``stop`` | ``length`` | ``tool_calls`` | ``cancelled``,
     usage). ``reasoning`` is as ``texts``, for what the model thinks before it answers; ``calls`` are parts of tool
     calls; ``logprobs`` holds (request id, chosen tokens) where they were asked for; ``stops`` holds (request id, stop
-    string) for endings by one of the client's own. For one request the order is
-    reasoning, texts, logprobs, calls, ending.
+    string) for endings by one of the client's own. ``prompts`` holds (request id, tokens of the prompt) with the first
+    token of an answer or its ending, where the prompt was to be scored; the first token's log-probability says nothing.
+    For one request the order is prompts, reasoning, texts, logprobs, calls, ending.
 
     ``tokens`` holds (request id, token id) for each new token of an answer, in order. With the tokens of all frames so
     far another worker can carry the answer on (``Generate.so_far``).
@@ -370,6 +373,7 @@ class Step(_Frame, frozen=True):
     logprobs: list[tuple[str, list[TokenLogprob]]] = []
     stops: list[tuple[str, str]] = []
     tokens: list[tuple[str, int]] = []
+    prompts: list[tuple[str, list[TokenLogprob]]] = []
 
 
 class Embedded(_Frame, frozen=True):

@@ -11,7 +11,16 @@ import msgspec
 import pykka
 
 from plimsoll.actors.messages import Cancel, Chat, KeepAlive, Ref
-from plimsoll.actors.replies import Delta, Failed, Finished, Logprobs, ToolCallDelta, Vectors, Waiting
+from plimsoll.actors.replies import (
+    Delta,
+    Failed,
+    Finished,
+    Logprobs,
+    PromptLogprobs,
+    ToolCallDelta,
+    Vectors,
+    Waiting,
+)
 from plimsoll.engine.protocol import Request, TokenLogprob, Usage
 from plimsoll.errors import Unavailable
 from plimsoll.http.recorder import Record
@@ -135,6 +144,7 @@ class WholeAnswer(msgspec.Struct):
     reasoning_tokens: int = 0
     calls: list[Call] = []
     logprobs: list[TokenLogprob] = []
+    prompt_logprobs: list[TokenLogprob] = []
     vectors: Vectors | None = None
     reason: str = "stop"
     usage: Usage = Usage()
@@ -151,6 +161,8 @@ class WholeAnswer(msgspec.Struct):
                     self.text += item.text
             elif isinstance(item, Logprobs):
                 self.logprobs += item.tokens
+            elif isinstance(item, PromptLogprobs):
+                self.prompt_logprobs = item.tokens
             elif isinstance(item, ToolCallDelta):
                 self._add_call(item)
             elif isinstance(item, Vectors):

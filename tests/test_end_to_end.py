@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,31 @@ def test_an_answer_survives_its_worker_and_no_other_model_notices(front: Front) 
     assert not any('"error"' in line for line in seen)
     assert _text(seen) == undisturbed
     assert "Paris" in ask(front)
+
+
+def test_a_prompt_is_scored_once_though_its_worker_dies_while_it_is_read(front: Front) -> None:
+    prompt = "A ship lies deep in the water when her holds are full. " * 60
+    body = {"model": BUILTIN.name, "prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+
+    def told() -> dict[str, Any]:
+        answer = httpx.post(f"{front.url}/v1/completions", json=body, timeout=120).json()
+        return dict(answer["choices"][0])
+
+    undisturbed, worker = told(), front.worker()
+    with ThreadPoolExecutor(1) as pool:
+        again = pool.submit(told)
+        until = time.monotonic() + 30
+        while not _active(front, BUILTIN.name) and time.monotonic() < until:
+            time.sleep(0.005)
+        worker.kill()
+        disturbed = again.result()
+    assert front.worker().pid != worker.pid
+    assert disturbed["text"] == undisturbed["text"]
+    assert disturbed["text"].startswith(prompt)
+    before, after = undisturbed["logprobs"], disturbed["logprobs"]
+    assert len(after["tokens"]) == len(before["tokens"]) > 700
+    assert after["tokens"] == before["tokens"]
+    assert after["token_logprobs"][1:] == pytest.approx(before["token_logprobs"][1:], abs=1e-3)
 
 
 def test_a_client_that_goes_away_frees_its_place_in_the_batch(front: Front) -> None:

@@ -91,6 +91,21 @@ def test_two_ranks_say_what_one_process_says(server: Process, split: str) -> Non
     assert told["footprint_bytes"] > 500 * 1024**2, "both ranks are measured"
 
 
+@pytest.mark.parametrize("split", ["tensor", "pipeline"])
+def test_two_ranks_score_a_prompt_as_one_process_does(server: Process, split: str) -> None:
+    def scores(model: str) -> dict[str, Any]:
+        body = {"model": model, "prompt": COUNT["content"], "echo": True, "logprobs": 1, "max_tokens": 2}
+        answer = httpx.post(f"{server.url}/v1/completions", json={**body, "temperature": 0}, timeout=100).json()
+        told: dict[str, Any] = answer["choices"][0]["logprobs"]
+        return told
+
+    alone, together = scores(f"{split}-1"), scores(f"{split}-2")
+    assert len(alone["tokens"]) > 50
+    assert together["tokens"] == alone["tokens"]
+    assert together["token_logprobs"][0] is None
+    assert together["token_logprobs"][1:] == pytest.approx(alone["token_logprobs"][1:], abs=1e-2)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(server: Process) -> str:
     """The answer to ``SHIP`` of a group of which no rank ends."""

@@ -123,7 +123,7 @@ class MlxEngine:
                 answer = self._answer(model, request_id, prepared)
                 if refusal := model.room.budget.never(model.room.wish(answer, alone=True)):
                     self._refuse(request_id, "context_length_exceeded", refusal)
-                elif answer.generated >= prepared.max_tokens:
+                elif answer.generated >= prepared.max_tokens and not answer.scores:
                     self._ended.append((request_id, "length", answer.usage()))
                 else:
                     self._waiting.add(answer)
@@ -210,12 +210,14 @@ class MlxEngine:
         streaming = sum(live.generated > 0 for live in self._live.values())
         if chunk := model.pace.next_chunk(unread_prompts(model.generator, self._live), streaming=streaming):
             before = {uid: self._live[uid].unread for uid in chunk.rows}
-            model.generator.prefill_step_size = chunk.tokens
+            scored = any(self._live[uid].answer.scores for uid in chunk.rows)
+            model.generator.prefill_step_size = min(chunk.tokens, model.portion) if scored else chunk.tokens
             mx.reset_peak_memory()
             begun = self._note_read(model.generator.read(chunk.rows), events)
             if self._options.kv_lease and not begun:  # rows that begin are copied: both copies would count
                 held = max(len(live.tokens) - live.unread for live in map(self._live.__getitem__, chunk.rows))
-                model.room.budget.working.note(held, mx.get_peak_memory() - mx.get_active_memory())
+                scoring_bytes = scored * model.room.budget.scoring_bytes  # has a claim of its own
+                model.room.budget.working.note(held, mx.get_peak_memory() - mx.get_active_memory() - scoring_bytes)
             read = len(before) * max(unread - self._live[uid].unread for uid, unread in before.items())
         for rows in self._read_to_the_last(model.generator):
             # Their last tokens are read with the decode: now, and not after the next prompt.
@@ -325,12 +327,15 @@ class MlxEngine:
 
     def _join_unless_coming(self, model: OpenModel, answer: Answer, wish: Wish) -> int:
         """Let the request join, unless more of its prompt is known soon; how many tokens' KV cache it begins with."""
-        cached = model.reuse.known(answer.tokens, model.generator)
-        if model.reuse.is_coming(answer.tokens, cached, self._live.values()):
-            return 0
-        self._join(model, answer, wish)
+        reused = Reused()
+        if not answer.scores:  # else every token of the prompt is read
+            cached = model.reuse.known(answer.tokens, model.generator)
+            if model.reuse.is_coming(answer.tokens, cached, self._live.values()):
+                return 0
+            reused = model.reuse.take(answer.tokens, model.generator)
+        self._join(model, answer, wish, reused)
         self._waiting.remove(answer.id)
-        return cached
+        return reused.length
 
     def _answer(self, model: OpenModel, request_id: str, prompt: prompts.Prompt) -> Answer:
         """A new request. If an earlier worker has sent tokens of it, this goes on behind them as if it had."""
@@ -342,20 +347,19 @@ class MlxEngine:
         parts = AnswerParts(detokenizer, prompt.stop, prompt.plan)
         self._arrivals += 1
         answer = Answer(request_id, prompt, parts, sampler_for(prompt.sampling), processors(prompt), self._arrivals)
+        answer.scores = model.scores(prompt)
         answer.replay(prompt.so_far)
         return answer
 
-    def _join(self, model: OpenModel, answer: Answer, wish: Wish) -> None:
+    def _join(self, model: OpenModel, answer: Answer, wish: Wish, reused: Reused) -> None:
         tokens = answer.tokens
-        reused = model.reuse.take(tokens, model.generator)
         if not answer.begun:
             answer.left_text = text_around(model.loaded.tokenizer, tokens, reused.left_at)
         marks = self._marks(model, answer, reused)
         if isinstance(answer.sampler, Seeded):
             answer.sampler.position = answer.said_before
-        (uid,) = model.generator.join(
-            tokens, marks, reused, max_tokens=wish.answer, sampler=answer.sampler, processors=answer.processors
-        )
+        own: dict[str, Any] = {"sampler": answer.sampler, "processors": answer.processors, "scorer": answer.scores}
+        (uid,) = model.generator.join(tokens, marks, reused, max_tokens=max(1, wish.answer), **own)
         granted = answer.said_before + model.room.join(uid, wish)
         self._live[uid] = Running(answer, reused, granted, marks)
 
@@ -385,6 +389,7 @@ class MlxEngine:
         live = self._live[response.uid]
         before = live.generated
         parts, logprobs, reason = self._read_token(live, response)
+        draft.add_prompt(live.answer)
         draft.tokens += [(live.id, token) for token in live.answer.chosen[before:]]
         last = response if response.finish_reason is not None or reason is None else self._finishing
         if last is not None and last.finish_reason is not None:
@@ -411,6 +416,8 @@ class MlxEngine:
     ) -> tuple[Parts, list[TokenLogprob], str | None]:
         """What a token says, its log-probability where it was asked for, and why the answer ends here if it does."""
         answer, uid, room = live.answer, response.uid, self._need_model().room
+        if not answer.prompt.max_tokens:
+            return Parts(), [], "length"  # the prompt alone was asked for
         parts, logprobs, reason = Parts(), [], response.finish_reason
         if reason != "stop":  # the generator stops at end-of-text tokens only, and those are never shown
             parts = answer.parts.add(response.token)

@@ -59,6 +59,7 @@ class Generator(OpenGenerator):
         """``narrow`` masks the logits of ids that the tokenizer has no token for; ``lookup`` allows drafts."""
         super().__init__(*args, **kwargs)
         self.guard = RowGuard()
+        self.narrow = narrow
         self._rows = Rows(self.guard, narrow, EagerBatch if on_the_cpu() else RowBatch)
         caches = list(leaves(make_prompt_cache(self.model)))
         self._reads_evenly = any(isinstance(leaf, ArraysCache) for leaf in caches)
@@ -111,8 +112,12 @@ class Generator(OpenGenerator):
         max_tokens: int,
         sampler: Any,
         processors: list[Any],
+        scorer: Callable[[mx.array], None] | None = None,
     ) -> list[int]:
-        """A new row that begins with what is ``reused``; reading stops at each of ``marks``. Returns its number."""
+        """A new row that begins with what is ``reused``; reading stops at each of ``marks``. Returns its number.
+
+        A row with a ``scorer`` has to be read alone.
+        """
         uids: list[int] = self.insert_segments(
             [segments(tokens, reused.length, marks)],
             [max_tokens],
@@ -121,7 +126,13 @@ class Generator(OpenGenerator):
             samplers=[sampler],
             logits_processors=[processors],
         )
+        if scorer:
+            self.score(uids[0], scorer)
         return uids
+
+    def score(self, uid: int, scorer: Callable[[mx.array], None]) -> None:
+        """Hand the logits of this row's prompt to ``scorer``, portion by portion."""
+        self._rows.scorers[uid] = scorer
 
     def let_go(self, uid: int) -> None:
         """Nothing more is kept of this row, which has left."""
@@ -156,6 +167,7 @@ class Generator(OpenGenerator):
                 begun, self.decoding = self.decoding, running
                 self.new_rows.extend(waiting)
         if len(begun):
+            self._forget_scorers(begun.uids)
             running.extend(begun)
         return list(progress)
 
@@ -167,7 +179,12 @@ class Generator(OpenGenerator):
                 with self._reading(part):
                     kept |= super().remove(list(part), return_prompt_caches)
         kept |= super().remove(uids, return_prompt_caches)
+        self._forget_scorers(uids)
         return kept
+
+    def _forget_scorers(self, uids: Sequence[int]) -> None:
+        for uid in uids:
+            self._rows.scorers.pop(uid, None)
 
     @contextmanager
     def _reading(self, uids: set[int]) -> Iterator[None]:

@@ -33,11 +33,15 @@ class KvCost:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a request asks for, in tokens: ``answer`` is an upper bound. It begins with room for ``first`` of them."""
+    """What a request asks for, in tokens: ``answer`` is an upper bound. It begins with room for ``first`` of them.
+
+    A ``scored`` prompt takes room for logits while it is read.
+    """
 
     prompt: int
     answer: int
     first: int = STEP_TOKENS
+    scored: bool = False
 
 
 @dataclass(slots=True)
@@ -82,14 +86,25 @@ class KvBudget:
     A request claims its prompt and one step of its answer, and grows by such steps while there is room.
     """
 
-    def __init__(self, room_bytes: int, cost: KvCost, *, context: int, chunk: int, most_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        room_bytes: int,
+        cost: KvCost,
+        *,
+        context: int,
+        chunk: int,
+        most_bytes: int = 0,
+        scoring_bytes: int = 0,
+    ) -> None:
         """``room_bytes`` 0 is no limit; the room never grows above ``most_bytes``, or at all if that is 0.
 
-        ``chunk`` is how many tokens of a prompt are read at once.
+        ``chunk`` is how many tokens of a prompt are read at once, ``scoring_bytes`` what it takes to score them: one
+        prompt is scored at a time.
         """
         self.room_bytes = room_bytes or sys.maxsize
         self.most_bytes = max(most_bytes, self.room_bytes)
         self.working = WorkingMemory()
+        self.scoring_bytes = scoring_bytes
         self._cost = cost
         self._context = context
         self._chunk = chunk
@@ -97,7 +112,8 @@ class KvBudget:
 
     @property
     def claimed_bytes(self) -> int:
-        return self._batch_bytes(len(self._claims), self._longest()) + self._working_bytes(self._longest())
+        longest = self._longest()
+        return self._batch_bytes(len(self._claims), longest) + self._working_bytes(longest) + self._scoring_bytes()
 
     @property
     def longest(self) -> int:
@@ -116,7 +132,7 @@ class KvBudget:
 
     def never(self, wish: Wish) -> str | None:
         """Why this wish can't be granted even alone, in a sentence with the figures; None where it can."""
-        needed = self._alone_bytes(self._length(wish.prompt, self._first(wish)))
+        needed = self._alone_bytes(self._length(wish.prompt, self._first(wish))) + wish.scored * self.scoring_bytes
         if needed <= self.most_bytes:
             return None
         longest = self.longest
@@ -142,14 +158,15 @@ class KvBudget:
     def needed_bytes(self, wish: Wish) -> int:
         """The room with which the wish could join the running requests."""
         length = max(self._longest(), self._length(wish.prompt, self._first(wish)))
-        return self._batch_bytes(len(self._claims) + 1, length) + self.working.bytes_at(length)
+        scoring = self.scoring_bytes if wish.scored else self._scoring_bytes()
+        return self._batch_bytes(len(self._claims) + 1, length) + self.working.bytes_at(length) + scoring
 
     def growth_bytes(self, key: int) -> int:
         """The room with which the answer of a running request could grow by one step."""
         claim = self._claims[key]
         more = min(claim.answer + STEP_TOKENS, claim.wish.answer)
         length = max(self._longest(), self._length(claim.wish.prompt, more))
-        return self._batch_bytes(len(self._claims), length) + self._working_bytes(length)
+        return self._batch_bytes(len(self._claims), length) + self._working_bytes(length) + self._scoring_bytes()
 
     def join(self, key: int, wish: Wish) -> int:
         """Claim what the wish begins with, which must fit; returns the tokens of answer granted."""
@@ -190,6 +207,9 @@ class KvBudget:
     def _working_bytes(self, length: int) -> int:
         """Answers alone take next to nothing beside their caches."""
         return self.working.bytes_at(length) if any(claim.reads for claim in self._claims.values()) else 0
+
+    def _scoring_bytes(self) -> int:
+        return self.scoring_bytes if any(claim.reads and claim.wish.scored for claim in self._claims.values()) else 0
 
 
 def _mib(size: int) -> str:

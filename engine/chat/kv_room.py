@@ -61,7 +61,8 @@ class KvRoom:
     def wish(self, answer: Answer, *, alone: bool) -> Wish:
         """What the answer needs to join; one that goes on beside others needs more, or it would soon pause again."""
         tokens, left = len(answer.tokens), answer.prompt.max_tokens - answer.said_before
-        return Wish(tokens, left) if alone or not answer.begun else Wish(tokens, left, _RESUMED_TOKENS)
+        first = STEP_TOKENS if alone or not answer.begun else _RESUMED_TOKENS
+        return Wish(tokens, left, first, scored=answer.scores is not None)
 
     def fits(self, wish: Wish) -> bool:
         """Whether the wish may join now; else it is noted that somebody waits for so much room."""

@@ -13,7 +13,6 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from plimsoll.catalog.model_card import sampling_defaults
 from plimsoll.catalog.source import Progress
-from plimsoll.engine.chat import prompts
 from plimsoll.engine.chat.generator import Generator, open_generator, open_pace
 from plimsoll.engine.chat.kv_budget import KvBudget
 from plimsoll.engine.chat.kv_measure import READ_TOKENS, measure, takes_a_batch
@@ -26,6 +25,8 @@ from plimsoll.engine.chat.prefix_store.prefix_store import PrefixStore, needs_st
 from plimsoll.engine.chat.prefix_store.reuse import PromptReuse
 from plimsoll.engine.chat.prefix_store.snapshot_marks import Marks
 from plimsoll.engine.chat.prefix_store.spec import Spec
+from plimsoll.engine.chat.prompt_scores import PromptScores, portion, scoring_bytes
+from plimsoll.engine.chat.prompts import Prompt, PromptMaker
 from plimsoll.engine.chat.sampling import TokenLogprobs, known_tokens
 from plimsoll.engine.dialect.model_files import use_template
 from plimsoll.engine.load import loading
@@ -39,16 +40,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """A loaded model and what belongs to it alone; at most ``max_batch`` requests run side by side."""
+    """A loaded model and what belongs to it alone; at most ``max_batch`` requests run side by side.
+
+    At most ``portion`` tokens of a prompt that is scored are read at once.
+    """
 
     loaded: loading.Loaded
     generator: Generator
     pace: Pace
     room: KvRoom
-    prompts: prompts.PromptMaker
+    prompts: PromptMaker
     logprobs: TokenLogprobs
     reuse: PromptReuse
     max_batch: int
+    portion: int
+
+    def scores(self, prompt: Prompt) -> PromptScores | None:
+        """What scores the prompt, where that was asked for and no earlier worker has sent it."""
+        if not prompt.score or prompt.so_far:
+            return None
+        return PromptScores(prompt.tokens, prompt.logprobs or 0, self.logprobs, self.generator.narrow)
 
 
 def open_model(
@@ -76,11 +87,20 @@ def open_model(
     wired = limit_memory(loaded.info, options)
     context = loaded.info.context
     most_bytes = options.kv_most_bytes if options.kv_lease else 0
-    budget = KvBudget(options.kv_bytes, cost, context=context, chunk=pace.most_padding, most_bytes=most_bytes)
-    known = known_tokens(loaded.tokenizer, loaded.info.vocab_size)
+    vocab_size = loaded.info.vocab_size
+    at_once = min(pace.most, portion(vocab_size))
+    budget = KvBudget(
+        options.kv_bytes,
+        cost,
+        context=context,
+        chunk=pace.most_padding,
+        most_bytes=most_bytes,
+        scoring_bytes=scoring_bytes(vocab_size, at_once),
+    )
+    known = known_tokens(loaded.tokenizer, vocab_size)
     if options.chat_template:
         use_template(loaded.tokenizer, Path(options.chat_template))
-    maker = prompts.PromptMaker(
+    maker = PromptMaker(
         loaded.tokenizer,
         context,
         max(known, default=-1) + 1,
@@ -90,7 +110,8 @@ def open_model(
         maker.marks = Marks(maker.render)
     reuse = PromptReuse(store, _open_disk(path, loaded.info, spec, options))
     room = KvRoom(options, budget, store, clock, wired)
-    return OpenModel(loaded, generator, pace, room, maker, TokenLogprobs(loaded.tokenizer), reuse, options.max_batch)
+    logprobs = TokenLogprobs(loaded.tokenizer)
+    return OpenModel(loaded, generator, pace, room, maker, logprobs, reuse, options.max_batch, at_once)
 
 
 def _open_store(loaded: loading.Loaded, rank: "Rank | None") -> PrefixStore:

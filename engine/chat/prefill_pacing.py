@@ -41,12 +41,13 @@ _EXPLORE_EVERY = 8
 class Prompt:
     """``rows`` that are read side by side, a single one where reading has not begun.
 
-    ``left`` tokens are to be read before the answer begins, in the longest of them.
+    ``left`` tokens are to be read before the answer begins, in the longest of them. Those of a prompt that is ``apart``
+    (it was begun, or is scored) are read side by side with no other.
     """
 
     rows: tuple[int, ...]
     left: int
-    begun: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +95,9 @@ def next_chunk(
     if each < shortest.left <= each + _TILE // 2:
         each = shortest.left  # a pass of its own for the few that would be left costs more
     alone = Chunk(shortest.rows, max(1, min(most, each, shortest.left)))
-    if shortest.begun or oldest_turn:
+    if shortest.apart or oldest_turn:
         return alone
-    fresh = sorted((prompt for prompt in prompts if not prompt.begun), key=lambda prompt: prompt.left)
+    fresh = sorted((prompt for prompt in prompts if not prompt.apart), key=lambda prompt: prompt.left)
     together = list(_together(fresh, room, most))
     if not streaming or costs is None:
         return together[-1] if together else alone

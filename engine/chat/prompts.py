@@ -30,7 +30,7 @@ class Prompt:
     ``marks`` are where a snapshot of the KV cache would serve other prompts.
     ``constraint`` and ``thought_budget`` belong to this one answer and have a state. ``continues`` is true where the
     answer goes on with the prompt's own text, so that a space at its beginning counts. ``so_far`` are tokens of the
-    answer that an earlier worker has sent.
+    answer that an earlier worker has sent. With ``score`` the log-probabilities of the prompt are wanted, too.
     """
 
     tokens: list[int]
@@ -45,6 +45,7 @@ class Prompt:
     continues: bool = False
     marks: tuple[int, ...] = ()
     so_far: tuple[int, ...] = ()
+    score: bool = False
 
 
 class PromptMaker:
@@ -93,7 +94,7 @@ class PromptMaker:
                 param="messages",
             )
         wanted = room if request.max_tokens is None else request.max_tokens
-        if wanted < 1:
+        if wanted < (0 if request.score_prompt else 1):
             raise BadRequest(f"max_tokens is {wanted}; it must be at least 1.", param="max_tokens")
         self._check_bias(request.sampling)
         thinking = self._thinking(plan) if request.prompt is None else None
@@ -108,6 +109,7 @@ class PromptMaker:
             continues=request.prompt is not None or request.continue_last,
             marks=self.marks.of(request, tokens) if self.marks else (),
             so_far=tuple(so_far),
+            score=request.score_prompt,
         )
         if (grammar := self._grammar(request)) is None:
             return prompt

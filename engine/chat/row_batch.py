@@ -1,8 +1,8 @@
 """mlx-lm's batches, with each row's own code guarded and the logits of unused ids masked."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
 import mlx.core as mx
@@ -19,6 +19,8 @@ class Rows:
     guard: RowGuard
     narrow: Narrow
     kind: "type[RowBatch]"
+    scorers: dict[int, Callable[[mx.array], None]] = field(default_factory=dict)
+    """By row: what gets the evaluated logits, (tokens, vocabulary), of each portion of its prompt."""
 
 
 class RowBatch(DecodingBatch):
@@ -151,6 +153,20 @@ class RowPrompts(ReadingBatch):
         batch = super().copied()
         batch.rows = self.rows
         return batch
+
+    def prompt(self, tokens: list[list[int]]) -> None:
+        """Read these tokens; the logits of a row that is scored, which is always read alone, go to its scorer."""
+        scorer = self.rows.scorers.get(self.uids[0]) if len(self.uids) == 1 and tokens[0] else None
+        if scorer is None:
+            super().prompt(tokens)
+            return
+        self.tokens[0].extend(tokens[0])
+        logits = self.model(mx.array(tokens), cache=self.prompt_cache)[0]
+        mx.eval(logits, [cache.state for cache in self.prompt_cache])
+        with self.rows.guard(self.uids[0]):
+            scorer(logits)
+        del logits
+        mx.clear_cache()
 
     def split(self, indices: list[int]) -> Any:
         """Take these rows out, as a batch. All of them leave with the KV cache as it is; mlx-lm would copy it."""

@@ -11,6 +11,7 @@ from plimsoll.engine.chat.generator import Generator
 from plimsoll.engine.chat.grammar_constraint import Constraint
 from plimsoll.engine.chat.prefill_pacing import Prompt as UnreadPrompt
 from plimsoll.engine.chat.prefix_store.reuse import Reused
+from plimsoll.engine.chat.prompt_scores import PromptScores
 from plimsoll.engine.chat.sampling import Processor, Sampler, penalties
 from plimsoll.engine.chat.thought_budget import ThoughtBudget
 from plimsoll.engine.dialect.answer_plan import AnswerPlan
@@ -67,7 +68,7 @@ class Answer:
     Everything here follows from the prompt, its seed and the tokens that were ``chosen``, so an answer that had to
     pause can go on wherever its ``tokens`` are read again. ``parts`` and ``processors`` have seen each chosen token.
     ``arrived`` numbers the requests in the order in which they came. ``reused`` is what was known of the prompt when
-    the answer began.
+    the answer began. ``scores`` are those of the prompt, until they are sent: with the first token.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Answer:
     arrived: int
     chosen: list[int] = field(default_factory=list)
     reused: Reused | None = None
+    scores: PromptScores | None = None
     left_text: str = ""
     tokens: list[int] = field(init=False)
     """What a row reads before it goes on: the prompt, with what was said before the latest pause."""
@@ -112,6 +114,8 @@ class Answer:
     def pause(self) -> None:
         """The row is gone: the next one reads the answer so far, too."""
         self.tokens = [*self.prompt.tokens, *self.chosen]
+        if self.scores:
+            self.scores.begin()
 
     def usage(self) -> Usage:
         count, known = len(self.prompt.tokens), self.reused or Reused()
@@ -196,7 +200,8 @@ def unread_prompts(generator: Generator, live: Mapping[int, Running]) -> list[Un
     begun = {uid for rows in groups for uid in rows}
     groups += [(uid,) for uid, one in live.items() if one.unread and uid not in begun]
     left = {rows: max(live[uid].unread for uid in rows) - 1 for rows in groups}
-    return [UnreadPrompt(rows, left[rows], rows[0] in begun) for rows in sorted(groups) if left[rows]]
+    apart = begun | {uid for uid, one in live.items() if one.answer.scores}
+    return [UnreadPrompt(rows, left[rows], rows[0] in apart) for rows in sorted(groups) if left[rows]]
 
 
 def steering(prompt: prompts.Prompt) -> list[Constraint | ThoughtBudget]:
@@ -215,6 +220,13 @@ class StepDraft:
     logprobs: list[tuple[str, list[TokenLogprob]]] = field(default_factory=list)
     stops: list[tuple[str, str]] = field(default_factory=list)
     tokens: list[tuple[str, int]] = field(default_factory=list)
+    prompts: list[tuple[str, list[TokenLogprob]]] = field(default_factory=list)
+
+    def add_prompt(self, answer: Answer) -> None:
+        """The scores of the prompt, once."""
+        if answer.scores:
+            self.prompts.append((answer.id, answer.scores.told))
+            answer.scores = None
 
     def add(self, request_id: str, parts: Parts, tokens: int) -> None:
         """``texts`` always has the count of tokens, whatever they were."""
@@ -224,4 +236,5 @@ class StepDraft:
         self.calls += [ToolCallPart(request_id, index, piece.name, piece.arguments) for index, piece in parts.calls]
 
     def step(self) -> Step:
-        return Step(self.texts, self.endings, self.reasoning, self.calls, self.logprobs, self.stops, self.tokens)
+        parts = (self.texts, self.endings, self.reasoning, self.calls, self.logprobs, self.stops, self.tokens)
+        return Step(*parts, self.prompts)

@@ -4,10 +4,11 @@ The filters are mlx-lm's formulas without its ``mx.compile``: on a CPU that runs
 distinct ``top_p``, about half a second each, and the compiled variants are never freed.
 """
 
+import functools
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -185,6 +186,7 @@ class TokenLogprobs:
 
     def __init__(self, tokenizer: TokenizerWrapper) -> None:
         self._tokenizer = tokenizer
+        self._said = functools.lru_cache(_KEPT_TEXTS)(self._say)
         # On the generator's stream the work would wait for the next step, which is queued there already.
         self._stream = mx.new_stream(mx.cpu)
 
@@ -198,18 +200,29 @@ class TokenLogprobs:
             wanted: Any = mx.concatenate([mx.array([token]), best])
             found: Any = mx.take(values, wanted)
             tokens, likely = wanted.tolist(), found.tolist()
-        pairs = [(float(value), int(other)) for value, other in zip(likely, tokens, strict=True)]
-        allowed = [(value, other) for value, other in sorted(pairs[1:], reverse=True) if value > -math.inf]
-        told = [self._told(other) for _, other in allowed]
-        alternatives = [(text, value) for (text, _), (value, _) in zip(told, allowed, strict=True)]
-        parts = {at: part for at, (_, part) in enumerate(told) if part}
-        text, part = self._told(token)
-        return TokenLogprob(text, pairs[0][0], alternatives, part, parts)
+        return self.told(token, likely[0], zip(tokens[1:], likely[1:], strict=True))
 
-    def _told(self, token: int) -> tuple[str, bytes]:
+    def told(self, token: int, logprob: float, others: Iterable[tuple[int, float]]) -> TokenLogprob:
+        """A token with its log-probability, and with ``others`` in their order, the likeliest first."""
+        allowed = sorted(((value, other) for other, value in others if value > -math.inf), reverse=True)
+        said = [self._said(other) for _, other in allowed]
+        alternatives = [(text, value) for (text, _), (value, _) in zip(said, allowed, strict=True)]
+        parts = {at: part for at, (_, part) in enumerate(said) if part}
+        text, part = self._said(token)
+        return TokenLogprob(text, logprob, alternatives, part, parts)
+
+    def _say(self, token: int) -> tuple[str, bytes]:
         """The token's text, and its bytes where these are only a part of a character."""
-        text = str(self._tokenizer.decode([token]))
-        return text, _bytes_of(self._tokenizer.convert_ids_to_tokens(token)) if "\ufffd" in text else b""
+        text, piece = str(self._tokenizer.decode([token])), self._tokenizer.convert_ids_to_tokens(token)
+        if "\ufffd" in text:
+            return text, _bytes_of(piece)
+        # SentencePiece: decoded alone, a token loses the space that it begins with.
+        lost = isinstance(piece, str) and _SPACE in piece and _SPACE not in text
+        return piece.replace(_SPACE, " ") if lost else text, b""
+
+
+_SPACE = "\u2581"  # what SentencePiece writes for a space
+_KEPT_TEXTS = 1 << 14
 
 
 def _byte_letters() -> dict[str, int]:

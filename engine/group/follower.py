@@ -80,13 +80,15 @@ class Follower:
 
     def _insert(self, generator: Generator, what: group_ops.Insert) -> None:
         # When it ends the first rank says.
-        generator.insert_segments(
+        (uid,) = generator.insert_segments(
             [[[0] * length for length in what.segments]],
             [_WITHOUT_END],
             caches=[self._beginning(generator, what)],
             all_tokens=[[0] * what.cached],
             stop_sequences=[StopSequences()],
         )
+        if what.scored:
+            generator.score(uid, mx.eval)
 
     def _beginning(self, generator: Generator, what: group_ops.Insert) -> list[Any] | None:
         if not what.cached:

@@ -13,7 +13,8 @@ class _Op(msgspec.Struct, frozen=True, tag=True, array_like=True):
 class Insert(_Op, frozen=True):
     """A new row with tokens to read, in ``segments`` of so many; reading stops at the end of each.
 
-    It begins with ``cached`` tokens: of the kept ``blocks`` and ``snapshot``, or of the running row ``row``.
+    It begins with ``cached`` tokens: of the kept ``blocks`` and ``snapshot``, or of the running row ``row``. The logits
+    of a ``scored`` prompt are computed.
     """
 
     segments: list[int]
@@ -21,6 +22,7 @@ class Insert(_Op, frozen=True):
     blocks: list[int] = []
     snapshot: int | None = None
     row: int | None = None
+    scored: bool = False
 
 
 class Read(_Op, frozen=True):

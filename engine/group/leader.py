@@ -23,7 +23,8 @@ class LeadingGenerator(Generator):
             # Told first and refused then, the row would have another number here than on the other ranks.
             raise ValueError("a row needs at least one token to read")
         lengths = [len(part) for part in segments(tokens, reused.length, marks)]
-        self._rank.tell(group_ops.Insert(lengths, reused.length, list(reused.numbers), reused.snapshot, reused.row))
+        begins = (reused.length, list(reused.numbers), reused.snapshot, reused.row)
+        self._rank.tell(group_ops.Insert(lengths, *begins, scored=options.get("scorer") is not None))
         return super().join(tokens, marks, reused, **options)
 
     def read(self, uids: Collection[int]) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from plimsoll.actors.replies import Delta, Finished, Logprobs
+from plimsoll.actors.replies import Delta, Finished, Logprobs, PromptLogprobs
 from plimsoll.engine.protocol import ChatRequest, TokenLogprob
 from plimsoll.http.answer import WholeAnswer
 from plimsoll.http.body import refuse
@@ -72,29 +72,30 @@ def _is_ids(value: Any) -> bool:
 
 
 class CompletionEncoder(AnswerEncoder):
-    """Completions. ``echoes`` are the texts that stand before each answer."""
+    """Completions. ``echoes`` are the texts that stand before each answer; with scores they come with those."""
 
     def __init__(self, head: Head, echoes: list[str]) -> None:
         self._head = head
         self._body = head.body("text_completion") | ({"usage": None} if head.include_usage else {})
-        self._held = echoes
+        self._held = ["" if head.scored else echo for echo in echoes]
         self._scored = head.scored
-        self._offsets = [_Offsets(len(echo)) for echo in echoes]
+        self._scores = [_Scores(echo) for echo in echoes]
         self._usages = Usages(head)
         self._include_usage = head.include_usage
 
     def events(self, index: int, batch: list[Any]) -> bytes:
-        text = "".join(item.text for item in batch if isinstance(item, Delta))
+        scores = self._scores[index]
+        text = "".join(scores.begin(item.tokens) for item in batch if isinstance(item, PromptLogprobs))
+        text += "".join(item.text for item in batch if isinstance(item, Delta))
         if text_waits(batch, scored=self._scored):
             self._held[index] += text
             text = ""
-        tokens = [token for item in batch if isinstance(item, Logprobs) for token in item.tokens]
+        scores.add([token for item in batch if isinstance(item, Logprobs) for token in item.tokens])
         ending = batch[-1] if batch and isinstance(batch[-1], Finished) else None
-        if not (text or tokens or ending):
+        if not (text or scores.waiting or ending):
             return b""
         text, self._held[index] = self._held[index] + text, ""
-        reason = ending.reason if ending else None
-        out = self._chunk([_choice(index, text, self._offsets[index].body(tokens), reason)])
+        out = self._chunk([_choice(index, text, scores.take(), ending.reason if ending else None)])
         if ending:
             self._usages.add(index, ending.usage, 0)
             if self._usages.complete:
@@ -102,10 +103,8 @@ class CompletionEncoder(AnswerEncoder):
         return out
 
     def whole(self, answers: list[WholeAnswer]) -> dict[str, Any]:
-        choices = [
-            _choice(index, echo + answer.text, offsets.body(answer.logprobs), answer.reason)
-            for index, (echo, offsets, answer) in enumerate(zip(self._held, self._offsets, answers, strict=True))
-        ]
+        parts = zip(self._held, self._scores, answers, strict=True)
+        choices = [_whole_choice(index, echo, scores, answer) for index, (echo, scores, answer) in enumerate(parts)]
         usage = usage_body(self._head, answers)
         return self._head.body("text_completion") | {"choices": choices, "usage": usage}
 
@@ -113,25 +112,62 @@ class CompletionEncoder(AnswerEncoder):
         return b"data: " + _encode(self._body | {"choices": choices} | more) + b"\n\n"
 
 
-class _Offsets:
-    """Makes the older form of log-probabilities, which says where in the text each token begins."""
+class _Scores:
+    """Makes the older form of log-probabilities, which says where in the text each token begins.
 
-    def __init__(self, start: int) -> None:
-        self._offset = start
+    ``prompt`` is the text that is echoed; without any it is that of the prompt's tokens.
+    """
 
-    def body(self, tokens: list[TokenLogprob]) -> dict[str, Any] | None:
-        if not tokens:
-            return None
-        offsets = []
+    def __init__(self, prompt: str) -> None:
+        self._prompt = prompt
+        self._offset = 0
+        self._told = _nothing_told()
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._told["tokens"])
+
+    def begin(self, tokens: list[TokenLogprob]) -> str:
+        """Take the scores of the prompt, and return its text."""
+        text = self._prompt or b"".join(token.encoded for token in tokens).decode("utf-8", "replace")
+        # What the tokenizer puts before a text (its own first token, a space) has no place in it: count from the end.
+        self._offset = len(text) - sum(map(_characters, tokens))
+        self.add(tokens)
+        self._told["token_logprobs"][0] = self._told["top_logprobs"][0] = None
+        return text
+
+    def add(self, tokens: list[TokenLogprob]) -> None:
+        """Take the scores of the tokens that come next."""
         for token in tokens:
-            offsets.append(self._offset)
-            self._offset += len(token.text)
-        return {
-            "tokens": [token.text for token in tokens],
-            "token_logprobs": [likelihood(token.logprob) for token in tokens],
-            "top_logprobs": [{text: likelihood(logprob) for text, logprob in token.top} for token in tokens],
-            "text_offset": offsets,
-        }
+            top: dict[str, float] = {}
+            for other, logprob in token.top:  # tokens may have one text: the likeliest comes first
+                top.setdefault(other, likelihood(logprob))
+            self._told["tokens"].append(token.text)
+            self._told["token_logprobs"].append(likelihood(token.logprob))
+            self._told["top_logprobs"].append(top)
+            self._told["text_offset"].append(max(0, self._offset))
+            self._offset += _characters(token)
+
+    def take(self) -> dict[str, Any] | None:
+        """What has come since the last time."""
+        told, self._told = self._told, _nothing_told()
+        return told if told["tokens"] else None
+
+
+def _nothing_told() -> dict[str, list[Any]]:
+    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+
+def _characters(token: TokenLogprob) -> int:
+    """How many characters begin with this token's bytes; those after the first of a character are 0b10xxxxxx."""
+    return sum(byte & 0xC0 != 0x80 for byte in token.encoded)
+
+
+def _whole_choice(index: int, echo: str, scores: _Scores, answer: WholeAnswer) -> dict[str, Any]:
+    if answer.prompt_logprobs:
+        echo = scores.begin(answer.prompt_logprobs)
+    scores.add(answer.logprobs)
+    return _choice(index, echo + answer.text, scores.take(), answer.reason)
 
 
 def _choice(index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
@@ -146,12 +182,10 @@ def _check(body: Body) -> None:
         raise refuse("n", f"is {count} for {prompts} prompts, but the answers may be {_MAX_ANSWERS} at most")
     if body.suffix and body.echo:
         raise refuse("echo", "can't be had with suffix")
-    if body.echo and not all(isinstance(one, str) for one in _prompts(body)):
-        raise refuse("echo", "can't be had with token ids")
+    if body.echo and body.logprobs is None and not all(isinstance(one, str) for one in _prompts(body)):
+        raise refuse("echo", "can't be had with token ids unless logprobs are asked for")
     if body.best_of not in (None, count):
         raise refuse("best_of", f"is {body.best_of}, but must be the same as n ({count})")
-    if body.echo and body.logprobs is not None:
-        raise refuse("logprobs", "can't be had with echo: the prompt's tokens are not scored")
 
 
 def _request(body: Body, prompt: str | list[int]) -> ChatRequest:
@@ -161,15 +195,28 @@ def _request(body: Body, prompt: str | list[int]) -> ChatRequest:
         suffix=body.suffix or "",
         sampling=body.sampling(),
         given=body.given(),
-        max_tokens=_MAX_TOKENS if body.max_tokens is None else params.most_tokens(body.max_tokens),
+        max_tokens=_most_tokens(body),
         stop=body.stops(),
         logprobs=body.logprobs,
+        score_prompt=_scores_prompt(body),
     )
+
+
+def _scores_prompt(body: Body) -> bool:
+    return bool(body.echo) and body.logprobs is not None
+
+
+def _most_tokens(body: Body) -> int | None:
+    """0 has the prompt alone scored; elsewhere it is no limit, as -1 is."""
+    if body.max_tokens is None:
+        return _MAX_TOKENS
+    return 0 if body.max_tokens == 0 and _scores_prompt(body) else params.most_tokens(body.max_tokens)
 
 
 def _encoder(context: RequestContext) -> CompletionEncoder:
     body: Body = context.body
-    echoes = [str(prompt) if body.echo else "" for prompt in _prompts(body) for _ in range(context.copies)]
+    texts = [prompt if body.echo and isinstance(prompt, str) else "" for prompt in _prompts(body)]
+    echoes = [text for text in texts for _ in range(context.copies)]
     head = Head(
         id=f"cmpl-{context.id}",
         model=body.model,

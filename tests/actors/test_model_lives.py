@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from plimsoll.actors import messages as m
-from plimsoll.actors.replies import Delta, Failed, Logprobs, Waiting
+from plimsoll.actors.replies import Delta, Failed, Logprobs, PromptLogprobs, Waiting
 from plimsoll.actors.status import ModelStatus, State
 from plimsoll.errors import (
     ContextTooLong,
@@ -132,6 +132,22 @@ def test_the_answers_of_a_killed_worker_go_on_where_they_were(server: Start) -> 
     assert all(victim.endings() == 1 for victim in victims)
     assert any(item == Waiting("resume") for item in victims[0].items)
     bystander.next(Delta)
+
+
+@pytest.mark.parametrize("crash_at", [2, 4])
+def test_the_scores_of_a_prompt_are_sent_once_however_often_the_worker_dies(server: Start, crash_at: int) -> None:
+    system = server({"a": f"fake:crash_at={crash_at},crash_signal={signal.SIGKILL.value}", "b": "fake:"})
+    said = "one two three four"
+    how = {"prompt": said, "logprobs": 1, "score_prompt": True, "max_tokens": 4}
+    replies = [system.chat(model, said, **how) for model in ("a", "b")]
+    assert [reply.ending().reason for reply in replies] == ["stop"] * 2
+    scores = [[one for one in reply.items if isinstance(one, PromptLogprobs)] for reply in replies]
+    assert scores[0] == scores[1]
+    assert [token.text for token in scores[0][0].tokens] == ["one", " two", " three", " four"]
+    assert len(scores[0]) == 1
+    assert replies[0].text == replies[1].text
+    tokens = [[token for one in reply.items if isinstance(one, Logprobs) for token in one.tokens] for reply in replies]
+    assert tokens[0] == tokens[1]
 
 
 def test_a_worker_that_runs_out_of_memory_has_its_untouched_requests_retried_once(server: Start) -> None:

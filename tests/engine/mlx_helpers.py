@@ -57,6 +57,7 @@ class Run:
         self.texts, self.counts, self.reasons, self.usage, self.prefill, self.tokens = {}, {}, {}, {}, {}, {}
         self.held, self.leases, self.parked = {}, [], set()
         self.refused, self.reasoning, self.logprobs, self.calls, self.pieces = {}, {}, {}, {}, {}
+        self.prompts = {}
 
     def submit(self, name, chat):
         self.engine.submit(name, prepare(self.engine, chat))
@@ -91,6 +92,9 @@ class Run:
             self.counts[name] = count
         for name, logprobs in event.logprobs:
             self.logprobs.setdefault(name, []).extend(logprobs)
+        for name, tokens in event.prompts:
+            assert name not in self.prompts, "two scores of one prompt"
+            self.prompts[name] = tokens
         for part in event.calls:
             self._note_call(part)
         for name, reason, usage in event.endings:

@@ -30,6 +30,16 @@ def test_it_echoes_the_last_message():
     assert found[-1].endings == [("a", "stop", Usage(3, 3))]
 
 
+def test_it_scores_a_prompt_and_says_nothing_more_where_no_token_is_wanted():
+    (step,) = steps("", prompt="one two", logprobs=1, score_prompt=True, max_tokens=0)
+    ((name, scored),) = step.prompts
+    assert (name, [one.text for one in scored], scored[1].top) == ("a", ["one", " two"], [(" two", -0.5)])
+    assert (step.texts, step.endings) == ([], [("a", "length", Usage(2, 0))])
+    found = steps("", prompt="one two", logprobs=1, score_prompt=True)
+    assert [len(one.prompts) for one in found] == [1, 0]
+    assert text(found) == "one two"
+
+
 def test_it_calls_a_tool_when_told_to():
     found = steps('call get_weather {"city": "New York"}', tools=TOOLS)
     assert text(found) == ""

@@ -73,9 +73,9 @@ def test_the_shortest_are_read_first_and_side_by_side_as_far_as_they_fit_with_th
 
 
 def test_a_prompt_that_was_begun_is_read_alone_with_those_it_began_with():
-    begun = Prompt((3, 4), 60, begun=True)
+    begun = Prompt((3, 4), 60, apart=True)
     assert chosen([begun, *fresh(80)]) == Chunk((3, 4), 60)
-    assert chosen([Prompt((3, 4), 600, begun=True)]) == Chunk((3, 4), 128)
+    assert chosen([Prompt((3, 4), 600, apart=True)]) == Chunk((3, 4), 128)
 
 
 def test_a_long_prompt_takes_no_more_of_a_step_than_four_times_its_usual_length():
@@ -108,7 +108,7 @@ def test_part_of_a_prompt_comes_in_whole_tiles_and_at_least_one(token_s):
 def test_the_oldest_prompt_gets_every_fourth_chunk_however_many_short_ones_come():
     pace, begun, reads = learnt(paced()), False, []
     for number in range(12):
-        prompts = [Prompt((0,), 20_000, begun=begun), Prompt((100 + number,), 30)]
+        prompts = [Prompt((0,), 20_000, apart=begun), Prompt((100 + number,), 30)]
         reads.append(pace.next_chunk(prompts, streaming=0).rows[0])
         begun = True
     assert [row == 0 for row in reads] == 3 * [*[False] * (OLDEST_EVERY - 1), True]
@@ -129,7 +129,7 @@ def test_small_chunks_do_not_keep_chunks_small():
     for _ in range(8):
         pace.note(dear.step_s(16), read=16, passes=2)
     for _ in range(40):
-        chunk = pace.next_chunk([Prompt((0,), 9000, begun=True)], streaming=4)
+        chunk = pace.next_chunk([Prompt((0,), 9000, apart=True)], streaming=4)
         pace.note(dear.step_s(chunk.tokens), read=chunk.tokens, passes=2)
     assert chunk.tokens >= 128
 
