@@ -7,6 +7,7 @@ A real file system that hangs needs rights that most machines do not give to tes
 import builtins
 import io
 import os
+import sys
 import time
 from typing import Any
 
@@ -38,3 +39,15 @@ if _FOLDER:
     for _name in ("stat", "lstat", "scandir", "listdir", "open", "readlink", "access"):
         setattr(os, _name, _waits(getattr(os, _name)))
     builtins.open = io.open = _waits(open)  # type: ignore[assignment]
+
+if _FOLDER and "serve" in sys.orig_argv:
+    # How long a disk may be silent, a fifth of what it is, so that tests need not wait for that.
+    from plimsoll.catalog import disk
+
+    disk.LATE_S /= 5
+    from plimsoll.catalog import entries, models_dir, names
+    from plimsoll.cli import config_checks
+
+    for _module in (entries, models_dir, names, config_checks):
+        _module._ANSWER_S /= 5
+    models_dir.EVERY_S /= 5
