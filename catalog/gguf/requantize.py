@@ -1,8 +1,8 @@
 """Blocks of GGUF's types that MLX does not have -> MLX's affine quantization with groups of 32, and what that loses.
 
-Q4_K holds a scale and a minimum for every 32 values, as MLX does: only their products are rounded to float16. All
-other types are dequantised by the ``gguf`` package and rounded to 64 or 256 steps between each group's least and
-largest value.
+Q4_K, Q5_0, Q5_1 and Q5_K have evenly spaced steps in every 32 values, as MLX does: nothing is lost, but that the two
+with a K have products for scale and minimum, which are rounded to float16. All other types are dequantised by the
+``gguf`` package and rounded to 64 or 256 steps between each group's least and largest value.
 """
 
 from typing import Any
@@ -15,8 +15,9 @@ from plimsoll.catalog.gguf.reader import Layout
 Array = npt.NDArray[Any]
 GROUP = 32
 _COARSE = ("Q2_K", "Q3_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0")
-_FINE = ("Q5_0", "Q5_1", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4")
-BITS = {"Q4_K": 4} | dict.fromkeys(_COARSE, 6) | dict.fromkeys(_FINE, 8)
+_FINE = ("Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4")
+_EVEN = {"Q4_K": 4, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5}
+BITS = _EVEN | dict.fromkeys(_COARSE, 6) | dict.fromkeys(_FINE, 8)
 """The bits that values of each type get. A type of up to 3 bits has an error of its own far above that of 64 steps."""
 
 
@@ -50,38 +51,38 @@ def requantize(layout: Layout, blocks: Array, loss: Loss) -> dict[str, Array]:
 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         values = gguf.dequantize(blocks, gguf.GGMLQuantizationType[layout.name]).reshape(-1, GROUP)
-        if layout.name == "Q4_K":
-            steps, scales, biases = _q4_k(blocks, *gguf.quants.Q4_K.get_scale_min(blocks[:, 4:16]))
-        else:
-            steps, scales, biases = _rounded(values, 2 ** BITS[layout.name] - 1)
+        most = 2 ** BITS[layout.name] - 1
+        scales, least = _own_steps(layout.name, blocks) if layout.name in _EVEN else _new_steps(values, most)
+        steps = np.rint((values - least) / np.where(scales == 0, np.float32(1), scales))
+        steps = np.clip(steps, 0, most).astype(np.uint8)
+        scales, biases = scales.astype("<f2"), least.astype("<f2")
         loss.add(layout.name, values, scales.astype(np.float32) * steps + biases.astype(np.float32))
     return {"weight": _packed(steps, BITS[layout.name]), "scales": scales, "biases": biases}
 
 
-def _q4_k(blocks: Array, scales: Array, least_scales: Array) -> tuple[Array, Array, Array]:
-    """The steps, scales and biases in blocks: two float16, 12 bytes with ``scales`` and minima of 8 groups, nibbles."""
-    scale, least = (blocks[:, at : at + 2].copy().view("<f2").astype(np.float32) for at in (0, 2))
-    nibbles = blocks[:, 16:].reshape(-1, 4, 1, GROUP) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
-    steps = (nibbles & 0x0F).reshape(-1, GROUP)
-    products = (scale * scales).reshape(-1, 1), (-least * least_scales).reshape(-1, 1)
-    return steps, products[0].astype("<f2"), products[1].astype("<f2")
+def _own_steps(name: str, blocks: Array) -> tuple[Array, Array]:
+    """The scale and the least value of each group; a block begins with float16 numbers."""
+    import gguf  # noqa: PLC0415 - as above
+
+    scale, second = (blocks[:, at : at + 2].copy().view("<f2").astype(np.float32) for at in (0, 2))
+    if name in ("Q4_K", "Q5_K"):
+        factors, least_factors = gguf.quants.Q4_K.get_scale_min(blocks[:, 4:16])
+        return (scale * factors).reshape(-1, 1), (-second * least_factors).reshape(-1, 1)
+    return scale, second if name == "Q5_1" else -16 * scale
 
 
-def _rounded(values: Array, most: int) -> tuple[Array, Array, Array]:
-    least = values.min(axis=1, keepdims=True)
-    biases = least.astype("<f2")
-    scales = ((values.max(axis=1, keepdims=True) - biases.astype(np.float32)) / most).astype("<f2")
-    exact = np.where(scales == 0, np.float32(1), scales.astype(np.float32))
-    steps = np.clip(np.rint((values - biases.astype(np.float32)) / exact), 0, most).astype(np.uint8)
-    return steps, scales, biases
+def _new_steps(values: Array, most: int) -> tuple[Array, Array]:
+    """``most`` steps from each group's least to its largest value, both ends in float16 from the start."""
+    least = values.min(axis=1, keepdims=True).astype("<f2").astype(np.float32)
+    return ((values.max(axis=1, keepdims=True) - least) / most).astype("<f2").astype(np.float32), least
 
 
 def _packed(steps: Array, bits: int) -> Array:
-    """MLX packs values from the lowest bit on, without gaps: four values of 6 bits are three bytes."""
+    """MLX packs values from the lowest bit on, without gaps: eight values of 5 bits are five bytes."""
     if bits == 8:
         return steps
     if bits == 4:
         packed: Array = steps[:, 0::2] | (steps[:, 1::2] << 4)
         return packed
-    a, b, c, d = (steps[:, at::4] for at in range(4))
-    return np.stack((a | (b << 6), (b >> 2) | (c << 4), (c >> 4) | (d << 2)), axis=-1).reshape(len(steps), -1)
+    single = np.unpackbits(steps[..., None], axis=-1, count=bits, bitorder="little")
+    return np.packbits(single.reshape(len(steps), -1), axis=-1, bitorder="little")
