@@ -68,6 +68,7 @@ def build(config: Config, system: Actors, catalog: Catalog, source: ConfigSource
     app.ctx.notifier = Notifier()
     app.ctx.reloader = Reloader(app, source)
     app.register_middleware(state.refuse_when_stopping, "request")
+    app.register_middleware(state.count_left_out, "request")
     for part in (
         openai,
         anthropic,
