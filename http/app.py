@@ -97,6 +97,7 @@ def build(config: Config, system: Actors, catalog: Catalog, source: ConfigSource
     async def stop_actors(_app: App) -> None:
         # Running answers have had their grace (server.shutdown_grace): what still runs is ended.
         await asyncio.to_thread(system.stop, 0.0)
+        state.responses.close()
 
     app.register_listener(open_responses, "before_server_start")
     app.register_listener(start_actors, "before_server_start")
