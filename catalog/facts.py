@@ -13,7 +13,7 @@ import msgspec
 from plimsoll.catalog import CatalogModel, place
 from plimsoll.catalog.disk import DISK, DiskSilent
 from plimsoll.catalog.files import local_folder, problem, read_bytes, read_object
-from plimsoll.catalog.model_card import chat_template, is_base, is_cross_encoder, told_sampling
+from plimsoll.catalog.model_card import chat_template, head_labels, is_base, is_cross_encoder, told_sampling
 from plimsoll.catalog.source import ModelSource
 from plimsoll.catalog.weigh import text_part, weigh_source
 
@@ -64,9 +64,12 @@ class Facts(msgspec.Struct, frozen=True):
 
     @property
     def capabilities(self) -> list[str]:
-        """Rerank, or embedding, or completion and tools, and thinking where the chat template knows it."""
+        """Rerank, or embedding, or completion and tools, and thinking where the chat template knows it.
+
+        A classifier of several labels can do nothing that is offered here.
+        """
         if is_cross_encoder(self.config):
-            return ["rerank"]
+            return ["rerank"] if head_labels(self.config) in (1, None) else []
         if self.embeddings or self.family in _ENCODERS:
             return ["embedding"]
         if self.is_base:

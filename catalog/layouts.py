@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plimsoll.catalog.files import problem, read_object
-from plimsoll.catalog.model_card import ENCODER_TYPES
+from plimsoll.catalog.model_card import ENCODER_TYPES, head_labels, is_cross_encoder
 from plimsoll.catalog.source import ModelSource
 
 _REPO_FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
@@ -153,9 +153,12 @@ def _reason(folder: Path) -> str | None:
     if reason := problem(folder):
         return reason
     try:
-        kind = read_object(folder / "config.json").get("model_type")
+        config = read_object(folder / "config.json")
     except (OSError, ValueError) as error:
         return f"its config.json can't be read ({str(error)[:200]})"
+    if is_cross_encoder(config) and (labels := head_labels(config)) not in (1, None):
+        return f"it is a classifier of {labels} labels; a cross encoder that reranks gives one score"
+    kind = config.get("model_type")
     if not isinstance(kind, str):
         return "its config.json names no model_type"
     types = served_types()

@@ -57,6 +57,14 @@ def is_cross_encoder(config: Mapping[str, Any]) -> bool:
     return any(isinstance(one, str) and one.endswith("ForSequenceClassification") for one in architectures)
 
 
+def head_labels(config: Mapping[str, Any]) -> int | None:
+    """How many scores a model's head gives for a text; None where only the weights show it. A cross encoder has one."""
+    named, count = config.get("id2label"), config.get("num_labels")
+    if isinstance(named, dict) and named:
+        return len(named)
+    return count if isinstance(count, int) else None
+
+
 def sampling_defaults(folder: Path) -> dict[str, float]:
     """The values in generation_config.json that a request may leave out, by their names in ``Sampling``."""
     given = _object(folder / _FILE)

@@ -68,6 +68,7 @@ def build(config: Config, system: Actors, catalog: Catalog, source: ConfigSource
     app.ctx.notifier = Notifier()
     app.ctx.reloader = Reloader(app, source)
     app.register_middleware(state.refuse_when_stopping, "request")
+    app.register_middleware(state.count_left_out, "request")
     for part in (
         openai,
         anthropic,
@@ -96,6 +97,7 @@ def build(config: Config, system: Actors, catalog: Catalog, source: ConfigSource
     async def stop_actors(_app: App) -> None:
         # Running answers have had their grace (server.shutdown_grace): what still runs is ended.
         await asyncio.to_thread(system.stop, 0.0)
+        state.responses.close()
 
     app.register_listener(open_responses, "before_server_start")
     app.register_listener(start_actors, "before_server_start")

@@ -13,6 +13,7 @@ from plimsoll.actors.messages import Ref
 from plimsoll.catalog import Catalog, CatalogModel
 from plimsoll.config import Config
 from plimsoll.errors import ShuttingDown, Unavailable, UnknownModel
+from plimsoll.http import left_out
 from plimsoll.http.limits.body_budget import BodyBudget, HttpRequest
 from plimsoll.http.limits.connection_slots import ConnectionSlots
 from plimsoll.http.os_settings import trim_heap
@@ -56,6 +57,7 @@ class AppState:
         self.catalog = catalog
         journal = system.journal
         self.recorder = Recorder(log=RequestLog(lambda ended: _count_tokens(journal, ended)))
+        self.left_out = left_out.LeftOut()
         self.sample: Sample | None = None
         self.slots = ConnectionSlots(config.limits.connections, time.monotonic)
         self.bodies = BodyBudget(int(config.server.max_body), self._available, trim_heap)
@@ -127,6 +129,10 @@ class AppState:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         return self._idle.is_set()
+
+    def count_left_out(self, _request: HttpRequest) -> None:
+        """Request middleware: what is left out of the request is counted here."""
+        left_out.count_in(self.left_out)
 
     def refuse_when_stopping(self, request: HttpRequest) -> None:
         """Request middleware: once the server stops, only health probes are answered. Raises ``ShuttingDown``."""

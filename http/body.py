@@ -215,8 +215,24 @@ def _bad(param: str, what: str, allowed: Mapping[str, str], fallback: str = "") 
         # A struct's or a list's inner key: msgspec's own words, without quotes and without a value of any length.
         if fallback.startswith("Invalid enum value"):
             fallback = "Expected one of the values in /openapi.json"
-        may_be = fallback.partition(", got")[0].removeprefix("Expected ").replace("`", "") or "present"
+        may_be = _TYPES.sub(_json_types, fallback.partition(", got")[0].removeprefix("Expected ")) or "present"
     return refuse(param, f"{what}, but must be {may_be}")
+
+
+_TYPES = re.compile("`([^`]*)`")
+_JSON_TYPES = {
+    "bool": "a boolean",
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "array": "a list",
+    "object": "an object",
+}
+
+
+def _json_types(quoted: re.Match[str]) -> str:
+    """The types that msgspec quotes, by the names that JSON has for them."""
+    return " or ".join(_JSON_TYPES.get(kind, kind) for kind in quoted[1].split(" | "))
 
 
 def _find(param: str, raw: bytes) -> tuple[bool, Any]:

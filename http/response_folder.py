@@ -4,6 +4,7 @@ Files are read and written on threads of ``DISK``: a disk that does not answer c
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import platformdirs
 from plimsoll.catalog.disk import DISK, Place
 
 _log = logging.getLogger("plimsoll.http")
-_SUFFIX, _PART = ".json", ".part"
+_SUFFIX, _PART, _LOCK = ".json", ".part", ".lock"
 
 
 class Entry(msgspec.Struct):
@@ -44,16 +45,39 @@ def responses_folder(setting: str | None) -> Path | None:
     return None if setting.lower() == "none" else Path(setting).expanduser()
 
 
+class FolderTaken(OSError):
+    """Another server keeps its responses in the folder."""
+
+
 class ResponseFolder:
-    """Files that only this user can read. What can't be written is logged once and is lost at the server's end."""
+    """Files that only this user can read, of one server at a time: each deletes what it does not know.
+
+    What can't be written is logged once and is lost at the server's end.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._told = False
+        self._lock: int | None = None
+        self._is_taken = False
 
     def read(self, most: int, most_bytes: int) -> "Future[list[tuple[Entry, int]]]":
-        """The newest entries with their bytes, oldest first; files that are broken or too many are deleted."""
-        return DISK.ask(Place(str(self._folder), str(self._folder)), partial(_read, self._folder, most, most_bytes))
+        """The newest entries with their bytes, oldest first; files that are broken or too many are deleted.
+
+        The future raises ``FolderTaken`` where another server has the folder: nothing is read or written then.
+        """
+
+        def read() -> list[tuple[Entry, int]]:
+            self._take()
+            return _read(self._folder, most, most_bytes)
+
+        return DISK.ask(Place(str(self._folder), str(self._folder)), read)
+
+    def close(self) -> None:
+        """Leave the folder to the next server."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
 
     def write(self, name: str, data: bytes) -> None:
         """Have the file of that entry written in place of an older one."""
@@ -64,9 +88,25 @@ class ResponseFolder:
         self._do(name, lambda path: path.unlink(missing_ok=True))
 
     def _do(self, name: str, work: Callable[[Path], Any]) -> None:
+        if self._is_taken:
+            return
         path = self._folder / f"{name}{_SUFFIX}"
         # What concerns one file is done in order.
         DISK.ask(Place(str(path), str(self._folder)), partial(work, path)).add_done_callback(self._tell_trouble)
+
+    def _take(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            self._is_taken = True
+            raise FolderTaken(f"another server keeps its responses in {self._folder}") from None
+        except OSError:  # a file system without locks: the folder is used as it is
+            os.close(handle)
+        else:
+            self._lock = handle
 
     def _tell_trouble(self, done: "Future[Any]") -> None:
         if (error := done.exception()) and not self._told:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from plimsoll.errors import UnknownModel
-from plimsoll.http.response_folder import Entry, ResponseFolder
+from plimsoll.http.response_folder import Entry, FolderTaken, ResponseFolder
 
 _log = logging.getLogger("plimsoll.http")
 _MOST = 4096
@@ -49,11 +49,20 @@ class ResponseStore:
         reading = asyncio.wrap_future(self._folder.read(_MOST, self._limit_bytes))
         try:
             found = await asyncio.wait_for(reading, _READ_S)
+        except FolderTaken as error:
+            text = "responses are kept in memory alone: %s; give one of the two another server.responses_folder"
+            _log.warning(text, error)
+            return
         except (OSError, TimeoutError) as error:
             _log.warning("responses of earlier servers are not known: %s", error or "their disk does not answer")
             return
         for entry, size in found:
             self._add(entry, size)
+
+    def close(self) -> None:
+        """Leave the folder to the next server."""
+        if self._folder:
+            self._folder.close()
 
     def put(self, name: str, owner: str, items: Sequence[Any], body: Any) -> None:
         """Keep an entry, and drop the oldest ones to make room. An entry larger than the store is not kept."""

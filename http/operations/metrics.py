@@ -21,8 +21,8 @@ from sanic import HTTPResponse
 from sanic.response import raw
 
 from plimsoll import __version__
-from plimsoll.http import left_out
 from plimsoll.http.app_state import App, AppState
+from plimsoll.http.left_out import LeftOut
 from plimsoll.http.limits.body_budget import HttpRequest
 from plimsoll.http.operations.health import Condition, condition, read_status
 from plimsoll.http.recorder import Distribution, Labels, Recorder
@@ -137,7 +137,7 @@ class Scrape(Collector):
             "plimsoll_build", "Which version runs.", {"version": __version__, "python": platform.python_version()}
         )
         yield _gauge("start_time_seconds", "When the server began, since the epoch.", {(): self._state.created})
-        yield from _of_requests(self._state.recorder)
+        yield from _of_requests(self._state.recorder, self._state.left_out)
         yield from _of_events(self._counts)
         yield from self._of_front()
         yield from self._of_memory()
@@ -192,7 +192,7 @@ class Scrape(Collector):
         yield _gauge("model_state", "1 for the state that the model is in.", states, "model", "state")
 
 
-def _of_requests(recorder: Recorder) -> Iterator[Metric]:
+def _of_requests(recorder: Recorder, left_out: LeftOut) -> Iterator[Metric]:
     yield _counter("requests", "Requests that ended.", recorder.requests, "api", "model", "outcome")
     yield _counter("errors", "Errors answered.", recorder.errors, "code")
     about = "Parts of requests that this server can't do and left out: tools, items, parts."

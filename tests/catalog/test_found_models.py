@@ -90,6 +90,8 @@ def test_what_is_not_whole_in_the_hub_s_cache_is_named_with_its_reason(
     (hub("a/bad-ref") / "refs" / "main").write_text("../../../../etc")
     (hub("a/gone") / "refs" / "main").write_text("f" * 40)
     hub("a/whisper", of=whole(tmp_path / "made" / "w", model_type="whisper"))
+    labels = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}
+    hub("a/classifier", of=whole(tmp_path / "made" / "c", model_type="bert", **labels))
     blob = next((hub("a/broken") / "blobs").glob("*model.safetensors"))
     blob.unlink()
     stranger = hub("a/stranger")
@@ -104,6 +106,7 @@ def test_what_is_not_whole_in_the_hub_s_cache_is_named_with_its_reason(
     assert "names no revision" in told["models--a--bad-ref"]
     assert "revision ffffffffffff are not there" in told["models--a--gone"]
     assert "type 'whisper'" in told["models--a--whisper"]
+    assert "classifier of 2 labels" in told["models--a--classifier"]
     assert "extra.json is a link out of" in told["models--a--stranger"]
     assert "lacks 1 of 1 weight files" in told["models--a--broken"]
 

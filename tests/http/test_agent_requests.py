@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from plimsoll.engine.protocol import LEAST_TOP_P, ChatRequest, Format
 from plimsoll.errors import BadRequest
 from plimsoll.http import left_out
 from plimsoll.http.bodies import chat_request
+from plimsoll.http.left_out import LeftOut
 
 USER = {"role": "user", "content": "look"}
 ASSISTANT = {"role": "assistant", "content": "ok"}
@@ -51,17 +51,18 @@ def contents(request: ChatRequest) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["web_search", "image_generation", "tool_search", "file_search", "mcp", "made_up"])
 def test_a_tool_that_a_response_wants_hosted_is_left_out_and_counted(kind: str) -> None:
-    before = left_out.counts["tool", kind]
+    left_out.count_in(counts := LeftOut())
     request = response(tools=[{"type": "function", "name": "f"}, {"type": kind, "vector_store_ids": []}])
     assert names(request) == ["f"]
-    assert left_out.counts["tool", kind] == before + 1
+    assert counts.counts == {("tool", kind): 1}
 
 
-def test_kinds_that_clients_make_up_do_not_make_labels_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(left_out, "counts", Counter())
+def test_kinds_that_clients_make_up_do_not_make_labels_without_end() -> None:
+    counts = LeftOut()
     for number in range(200):
-        left_out.note("part", f"kind-{number}")
-    assert len(left_out.counts) < 80
+        counts.note("part", f"kind-{number}")
+    assert len(counts.counts) < 80
+    assert sum(counts.counts.values()) == 200
 
 
 def test_a_namespaces_functions_are_offered_and_a_taken_name_gets_the_namespace() -> None:

@@ -26,6 +26,7 @@ BAD_VALUES = [
     ),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", "string"),
     ({"messages": [{"role": "user", "content": ["hi"]}]}, "messages[0].content[0]", "object"),
+    ({"stream_options": {"include_usage": "x"}}, "stream_options.include_usage", "must be a boolean or null"),
     ({"temperature": 2.1}, "temperature", "is 2.1, but must be a number from 0 to 2"),
     ({"temperature": -0.1}, "temperature", "from 0 to 2"),
     ({"temperature": "hot"}, "temperature", 'is "hot"'),

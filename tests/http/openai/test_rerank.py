@@ -111,10 +111,7 @@ def test_an_answer_without_a_score_for_each_document_is_an_error(http, system, s
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
 
 
-@pytest.fixture
-def server_config(tmp_path):
-    """A chat model and a cross encoder whose files are here."""
-    folder = tmp_path / "cross"
+def encoder(folder, **different):
     folder.mkdir()
     tensor = json.dumps({"a.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
     (folder / "config.json").write_text(
@@ -126,12 +123,21 @@ def server_config(tmp_path):
                 "num_hidden_layers": 1,
                 "num_attention_heads": 2,
                 "max_position_embeddings": 512,
+                **different,
             }
         )
     )
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(len(tensor).to_bytes(8, "little") + tensor + bytes(8))
-    entries = {"tiny": {"source": "fake:"}, "ranker": {"source": str(folder)}}
+    return {"source": str(folder)}
+
+
+@pytest.fixture
+def server_config(tmp_path):
+    """A chat model, and a cross encoder and a classifier whose files are here."""
+    labels = {"id2label": {"0": "no", "1": "yes"}}
+    encoders = {"ranker": encoder(tmp_path / "cross"), "classifier": encoder(tmp_path / "labels", **labels)}
+    entries = {"tiny": {"source": "fake:"}, **encoders}
     return {"models": {"builtin": False, "entries": entries}, "limits": {"prompt": "20KiB"}}
 
 
@@ -146,7 +152,13 @@ def test_a_cross_encoder_is_no_embedding_model_and_no_llm(http):
     known = {one["id"]: one for one in http.get("/v1/models").json()["data"]}
     assert known["ranker"]["capabilities"] == ["rerank"]
     assert http.post("/api/show", json={"model": "ranker"}).json()["capabilities"] == ["rerank"]
-    assert [one["type"] for one in http.get("/api/v0/models").json()["data"]] == ["llm", "embeddings"]
+    kinds = {one["id"]: one["type"] for one in http.get("/api/v0/models").json()["data"]}
+    assert (kinds["tiny"], kinds["ranker"]) == ("llm", "embeddings")
+
+
+def test_a_classifier_of_several_labels_is_not_said_to_rerank(http):
+    known = {one["id"]: one for one in http.get("/v1/models").json()["data"]}
+    assert known["classifier"]["capabilities"] == []
 
 
 def test_the_query_counts_once_for_each_document(http, system):

@@ -1,6 +1,7 @@
 """Responses that are kept, so that a request may go on with one of them."""
 
 import asyncio
+import shutil
 import stat
 import time
 from collections.abc import Callable
@@ -151,12 +152,14 @@ def names(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*.json")}
 
 
-def test_a_server_that_is_started_again_has_what_was_stored_for_the_same_keys(client: openai.OpenAI) -> None:
+def test_a_server_that_is_started_again_has_what_was_stored_for_the_same_keys(
+    client: openai.OpenAI, tmp_path: Path
+) -> None:
     answer = client.responses.create(model="tiny", input="Where?")
     folder = responses_folder(None)
     assert folder
     (path,) = until(lambda: list(folder.glob("*.json")))
-    store = opened(folder)
+    store = opened(Path(shutil.copytree(folder, tmp_path / "next")))
     assert b"Oslo" in bytes(store.get(answer.id, "").items)
     assert (entry := store.with_item(answer.output[0].id, ""))
     assert entry.name == answer.id
@@ -168,22 +171,24 @@ def test_a_server_that_is_started_again_has_what_was_stored_for_the_same_keys(cl
 
 
 def test_a_broken_file_is_a_miss_and_is_deleted(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+    folder = tmp_path / "kept"
+    store = opened(folder)
     for name in ("a", "b"):
         put(store, name)
-    until(lambda: names(tmp_path) == {"a", "b"})
-    data = (tmp_path / "a.json").read_bytes()
-    (tmp_path / "a.json").write_bytes(data[:-9])
-    (tmp_path / "c.json").write_bytes(b"\xff\x00")
-    (tmp_path / "d.json").write_bytes(data)  # of another name
-    (tmp_path / "e.part").write_bytes(b"half")
-    (tmp_path / "mine.txt").write_text("somebody else's")
-    again = opened(tmp_path)
+    until(lambda: names(folder) == {"a", "b"})
+    data = (folder / "a.json").read_bytes()
+    (folder / "a.json").write_bytes(data[:-9])
+    (folder / "c.json").write_bytes(b"\xff\x00")
+    (folder / "d.json").write_bytes(data)  # of another name
+    (folder / "e.part").write_bytes(b"half")
+    (folder / "mine.txt").write_text("somebody else's")
+    store.close()
+    again = opened(folder)
     again.get("b", "")
     for name in ("a", "c", "d"):
         with pytest.raises(UnknownResponse):
             again.get(name, "")
-    assert {path.name for path in tmp_path.iterdir()} == {"b.json", "mine.txt"}
+    assert {path.name for path in folder.iterdir()} == {"b.json", "mine.txt", ".lock"}
 
 
 def test_the_folder_is_bounded_while_the_server_runs_and_when_it_starts(tmp_path: Path) -> None:
@@ -192,9 +197,29 @@ def test_the_folder_is_bounded_while_the_server_runs_and_when_it_starts(tmp_path
         put(store, name, text="x" * 300)
         until(lambda name=name: name in names(tmp_path))
     until(lambda: names(tmp_path) == {"b", "c"})
+    store.close()
     smaller = opened(tmp_path, 500)
     smaller.get("c", "")
     assert names(tmp_path) == {"c"}
+
+
+def test_a_second_server_leaves_the_files_of_the_first_alone(tmp_path: Path, caplog: Any) -> None:
+    folder = tmp_path / "kept"
+    first = opened(folder)
+    for name in ("a", "b"):
+        put(first, name)
+    until(lambda: names(folder) == {"a", "b"})
+    (folder / "c.part").write_bytes(b"half written")
+    second = opened(folder, 200)
+    assert "another server keeps its responses" in caplog.text
+    put(second, "d")
+    second.get("d", "")
+    second.drop("d", "")
+    with pytest.raises(UnknownResponse):
+        second.get("a", "")
+    assert {path.name for path in folder.iterdir()} == {"a.json", "b.json", "c.part", ".lock"}
+    first.close()
+    opened(folder).get("a", "")
 
 
 def test_a_folder_that_can_t_be_written_costs_only_what_a_restart_would_keep(tmp_path: Path, caplog: Any) -> None:
