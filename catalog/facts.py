@@ -14,7 +14,7 @@ from plimsoll.catalog import CatalogModel, place
 from plimsoll.catalog.disk import DISK, DiskSilent
 from plimsoll.catalog.files import local_folder, problem, read_bytes, read_object
 from plimsoll.catalog.model_card import chat_template, head_labels, is_base, is_cross_encoder, told_sampling
-from plimsoll.catalog.source import ModelSource
+from plimsoll.catalog.source import ModelSource, split_parts
 from plimsoll.catalog.weigh import text_part, weigh_source
 
 _COUNTS = {
@@ -24,7 +24,7 @@ _COUNTS = {
     "attention.head_count_kv": ("num_key_value_heads",),
 }
 _ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "distilbert"})
-_GGUF_TYPE = re.compile(r"[.-]((?:I?Q\d(?:_\w+)?)|BF16|F16|F32)\.gguf$", re.ASCII | re.IGNORECASE)
+_GGUF_TYPE = re.compile(r"[.-]((?:I?Q\d(?:_\w+)?)|BF16|F16|F32)(?:-\d{5}-of-\d{5})?\.gguf$", re.ASCII | re.IGNORECASE)
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -159,11 +159,11 @@ def _folder(source: ModelSource, cache_dir: Path) -> Path | None:
 def _without_folder(model: CatalogModel) -> Facts:
     if model.source.kind == "gguf":
         try:
-            stat = Path(model.source.location).stat()
+            stats = [part.stat() for part in split_parts(Path(model.source.location))]
         except OSError:
             pass
         else:
-            return without_files(model, stat.st_size, stat.st_mtime)
+            return without_files(model, sum(one.st_size for one in stats), max(one.st_mtime for one in stats))
     return without_files(model)
 
 

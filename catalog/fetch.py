@@ -14,7 +14,7 @@ from plimsoll.catalog import child_process
 from plimsoll.catalog.builtin import fetch_builtin, package
 from plimsoll.catalog.files import conversion, local_folder, problem
 from plimsoll.catalog.hub import fetch_repo
-from plimsoll.catalog.source import ModelSource, Progress
+from plimsoll.catalog.source import ModelSource, Progress, split_parts
 from plimsoll.errors import LoadFailed
 
 _LOCK_S = 0.25
@@ -77,7 +77,7 @@ def _from_index(source: ModelSource, cache_dir: Path, offline: bool, progress: P
 
 
 def _convert(source: ModelSource, file: Path, new: Path, progress: Progress) -> None:
-    total = file.stat().st_size
+    total = sum(part.stat().st_size for part in split_parts(file))
 
     def tick() -> None:
         weights = new / "model.safetensors"

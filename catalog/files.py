@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from plimsoll.catalog.source import CONVERSION, ModelSource, split_revision
+from plimsoll.catalog.source import CONVERSION, ModelSource, split_name, split_parts, split_revision
 
 MAX_BYTES = 32 << 20
 """The largest index of a published model has 13 MB."""
@@ -192,11 +192,11 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _converted_folder(file: Path, cache_dir: Path) -> Path:
-    """One folder for each content of a file, as far as path, size and time tell."""
-    stat = file.stat()
-    key = f"{_CONVERTER}\0{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    """One folder for each content of a file, or of all parts, as far as path, sizes and times tell."""
+    stats = [part.stat() for part in split_parts(file)]
+    key = f"{_CONVERTER}\0{file.resolve()}" + "".join(f"\0{one.st_size}\0{one.st_mtime_ns}" for one in stats)
     digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:12]
-    return cache_dir / "converted" / f"{file.stem[:80]}-{digest}"
+    return cache_dir / "converted" / f"{split_name(file)[:80]}-{digest}"
 
 
 def _snapshot_folder(location: str) -> Path | None:

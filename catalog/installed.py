@@ -6,7 +6,7 @@ import platformdirs
 
 from plimsoll.catalog.disk import Place
 from plimsoll.catalog.files import local_folder, problem, weights_bytes
-from plimsoll.catalog.source import ModelSource
+from plimsoll.catalog.source import ModelSource, split_parts
 from plimsoll.config import Config
 
 
@@ -28,7 +28,7 @@ def size_bytes(source: ModelSource, cache_dir: Path) -> int | None:
     """The size of the weights on disk; ``None`` while they are not there, or not all of them."""
     try:
         if source.kind == "gguf":
-            return Path(source.location).stat().st_size
+            return sum(part.stat().st_size for part in split_parts(Path(source.location)))
         folder = local_folder(source, cache_dir)
         return weights_bytes(folder) if folder and problem(folder) is None else None
     except (OSError, ValueError):

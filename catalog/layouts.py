@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 from plimsoll.catalog.files import problem, read_object
 from plimsoll.catalog.model_card import ENCODER_TYPES, head_labels, is_cross_encoder
-from plimsoll.catalog.source import ModelSource
+from plimsoll.catalog.source import ModelSource, split_name, split_parts
 
 _REPO_FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
 _REVISION = re.compile(r"[0-9a-f]{7,64}", re.ASCII)
-_PART = re.compile(r"-\d{5}-of-\d{5}$")
 # A folder of an organisation that has more is no folder of models.
 _MOST_INSIDE = 2000
 
@@ -34,10 +33,10 @@ def look_at(path: str, roots: Sequence[Path]) -> Found:
     its models are ``org/name``. ``models--org--name`` is a repo in Hugging Face's cache, served as ``org/name``.
     """
     place = Path(path)
-    if _leads_out(place, roots):
-        return _not_served(place, _leads_out_text(place)) if _may_be_model(place) else Found()
+    if link := next((part for part in split_parts(place) if _leads_out(part, roots)), None):
+        return _not_served(place, _leads_out_text(link)) if _may_be_model(place) else Found()
     if place.suffix == ".gguf":
-        return _gguf_files(place.stem, [place]) if place.is_file() else Found()
+        return _gguf_files(split_name(place), [place]) if place.is_file() else Found()
     if match := _REPO_FOLDER.fullmatch(place.name):
         return _in_hub_cache(place, f"{match[1]}/{match[2]}", roots)
     if (place / "config.json").is_file():
@@ -133,17 +132,23 @@ def _gguf_in(folder: Path) -> list[Path]:
 
 
 def _gguf_files(name: str, files: Sequence[Path]) -> Found:
-    """One file is called ``name``, several ``name/file``; parts of a model and projectors for images are no models."""
+    """One file is called ``name``, several ``name/file``; projectors for images are no models.
+
+    A model in parts is its first one, where all are there.
+    """
     sources: list[Path] = []
     passed_over: list[tuple[str, str]] = []
     for file in files:
-        if _PART.search(file.stem):
-            passed_over.append((str(file), "it is one of several parts of a model; join them with llama-gguf-split"))
+        parts = split_parts(file)
+        if missing := [part for part in parts if not part.is_file()]:
+            passed_over.append((str(file), f"its part {missing[0].name} is not there"))
+        elif file != parts[0]:
+            continue
         elif file.name.startswith("mmproj"):
             passed_over.append((str(file), "it is a projector for images, not a language model"))
         else:
             sources.append(file)
-    names = [name] if len(sources) == 1 else [f"{name}/{file.stem}" for file in sources]
+    names = [name] if len(sources) == 1 else [f"{name}/{split_name(file)}" for file in sources]
     found = zip(names, sources, strict=True)
     return Found(tuple(ModelSource(called, "gguf", str(file)) for called, file in found), tuple(passed_over))
 

@@ -1,6 +1,8 @@
 """Where a model comes from: what the catalog knows of it and a worker loads it by."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -31,6 +33,24 @@ def split_revision(location: str) -> tuple[str, str]:
     """The repo id and the revision of ``org/name@revision``; the revision is ``main`` where none is named."""
     repo, _, revision = location.partition("@")
     return repo, revision or "main"
+
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.ASCII)
+_MOST_PARTS = 1000
+
+
+def split_parts(file: Path) -> list[Path]:
+    """All parts of the split GGUF model that ``file`` is one of, by its name; ``file`` alone where it is whole."""
+    match = _PART.fullmatch(file.stem)
+    if match is None or not 1 <= int(match[2]) <= int(match[3]) <= _MOST_PARTS:
+        return [file]
+    return [file.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf") for number in range(1, int(match[3]) + 1)]
+
+
+def split_name(file: Path) -> str:
+    """The file's name without its ending, and without the number of a part."""
+    match = _PART.fullmatch(file.stem)
+    return match[1] if match else file.stem
 
 
 class GroupHost(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from plimsoll.catalog.gguf.families import FAMILIES, Family, expected_shapes
+from plimsoll.catalog.gguf.families import FAMILIES, MIXTRAL, Family, expected_shapes
 from plimsoll.catalog.gguf.reader import GgufError, Header, Tensor
 from plimsoll.catalog.gguf.tokenizer import Vocabulary
 
@@ -27,10 +27,11 @@ def build_config(header: Header, vocabulary: Vocabulary) -> dict[str, Any]:
     name = header.text("general.architecture")
     if name not in FAMILIES:
         raise GgufError(f"the architecture {name[:40]!r} is not supported ({', '.join(FAMILIES)} are)")
-    if header.integer(f"{name}.expert_count", 0):
-        raise GgufError(f"the model is a mixture of experts ({name}.expert_count), which is not supported")
-    if (parts := header.integer("split.count", 1)) > 1:
-        raise GgufError(f"the file is one of {parts} parts: join them first with llama-gguf-split --merge")
+    family = family_of(header)
+    if header.integer(f"{name}.expert_count", 0) and not family.experts:
+        raise GgufError(
+            f"the model is a mixture of experts ({name}.expert_count): of these qwen3moe and llama are known"
+        )
     hidden, heads = (
         header.integer(f"{name}.embedding_length", least=1),
         header.integer(f"{name}.attention.head_count", least=1),
@@ -43,8 +44,8 @@ def build_config(header: Header, vocabulary: Vocabulary) -> dict[str, Any]:
     if layers > len(header.tensors):
         raise GgufError(f"{name}.block_count is {layers} and the file has {len(header.tensors)} tensors")
     config = {
-        "model_type": FAMILIES[name].model_type,
-        "architectures": [FAMILIES[name].architecture],
+        "model_type": family.model_type,
+        "architectures": [family.architecture],
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "intermediate_size": header.integer(f"{name}.feed_forward_length", least=1),
@@ -54,20 +55,42 @@ def build_config(header: Header, vocabulary: Vocabulary) -> dict[str, Any]:
         "rms_norm_eps": header.number(f"{name}.attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": header.integer(f"{name}.context_length", least=1),
         "rope_theta": header.number(f"{name}.rope.freq_base", 1_000_000.0 if name == "gemma3" else 10000.0),
-        "rope_traditional": FAMILIES[name].rope_traditional,
-        "rope_scaling": _linear_scaling(header, name),
+        "rope_traditional": family.rope_traditional,
+        "rope_scaling": _scaling(header, name, family),
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "vocab_size": header.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in header.tensors else 0,
         "bos_token_id": vocabulary.bos,
         "eos_token_id": vocabulary.end_ids or None,
         **(_gemma3(header, hidden, heads, head_dim, layers) if name == "gemma3" else {}),
     }
+    if family.experts:
+        config |= _experts(header, name, family, config)
     return {key: value for key, value in config.items() if value is not None}
 
 
 def family_of(header: Header) -> Family:
-    """The family of a file that ``build_config`` has accepted."""
-    return FAMILIES[header.text("general.architecture")]
+    """The family of a file. Raises ``KeyError`` for one that ``build_config`` refuses."""
+    name = header.text("general.architecture")
+    return MIXTRAL if name == "llama" and header.integer("llama.expert_count", 0) else FAMILIES[name]
+
+
+def _experts(header: Header, name: str, family: Family, config: dict[str, Any]) -> dict[str, Any]:
+    """How many experts there are and how many see a token; llama.cpp has the rest in its code."""
+    used = header.integer(f"{name}.expert_used_count", least=1)
+    experts = header.integer(f"{name}.expert_count", least=used)
+    if family is MIXTRAL:
+        hidden, heads, head_dim = (config[key] for key in ("hidden_size", "num_attention_heads", "head_dim"))
+        if head_dim * heads != hidden:
+            raise GgufError(f"a head has {head_dim} values: mlx-lm's Mixtral has {hidden} / {heads}")
+        return {family.experts: experts, "num_experts_per_tok": used}
+    return {
+        family.experts: experts,
+        "num_experts_per_tok": used,
+        "moe_intermediate_size": header.integer(f"{name}.expert_feed_forward_length", least=1),
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
 
 
 _GEMMA3_27B_LAYERS = 62
@@ -146,13 +169,28 @@ def _llama3_divisors(factor: float, config: dict[str, Any]) -> list[float]:
     return divisors
 
 
-def _linear_scaling(header: Header, name: str) -> dict[str, Any] | None:
+def _scaling(header: Header, name: str, family: Family) -> dict[str, Any] | None:
+    """``rope_scaling`` out of the metadata. YaRN has the same formula and defaults in llama.cpp and in mlx-lm."""
     kind = header.text(f"{name}.rope.scaling.type", "none")
     if kind == "none" or (name == "phi3" and "rope_factors_long.weight" in header.tensors):
         return None
-    if kind != "linear":
-        raise GgufError(f"rope scaling of type {kind[:40]!r} is not supported (none and linear are)")
-    return {"type": "linear", "factor": header.number(f"{name}.rope.scaling.factor")}
+    if kind not in family.rope_scalings:
+        known = " and ".join(("none", *family.rope_scalings))
+        raise GgufError(f"rope scaling of type {kind[:40]!r} is not supported for {name} ({known} are)")
+    key = f"{name}.rope.scaling"
+    factor = header.number(f"{key}.factor")
+    if kind == "linear":
+        return {"type": "linear", "factor": factor}
+    for part in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor"):
+        if (value := header.number(f"{key}.{part}", 1.0)) != 1:
+            raise GgufError(f"{key}.{part} is {value:g}: another one than 1 is not supported")
+    return {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": header.integer(f"{key}.original_context_length", least=1),
+        "beta_fast": header.number(f"{key}.yarn_beta_fast", 32.0),
+        "beta_slow": header.number(f"{key}.yarn_beta_slow", 1.0),
+    }
 
 
 def _rename(name: str, family: Family) -> str:

@@ -15,7 +15,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,13 +50,12 @@ def convert(source: Path, folder: Path) -> None:
     vocabulary = Vocabulary(header)
     config = build_config(header, vocabulary)
     tensors = name_tensors(header, config)
-    with source.open("rb") as file:
-        config |= _of_rope_tensors(header, config, file)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tokenizer(header, vocabulary, folder)
-        shift = family_of(header).norm_shift
-        loss = Loss()
-        _write_weights(tensors, functools.partial(_pieces, file=file, norm_shift=shift, loss=loss), folder)
+    config |= _of_rope_tensors(header, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(header, vocabulary, folder)
+    shift = family_of(header).norm_shift
+    loss = Loss()
+    _write_weights(tensors, functools.partial(_pieces, norm_shift=shift, loss=loss), folder)
     if quantization := _quantization(tensors):
         config["quantization"] = quantization
     told = {
@@ -95,9 +94,9 @@ def _quantization(tensors: dict[str, Tensor]) -> dict[str, Any] | None:
     )
 
 
-def _of_rope_tensors(header: Header, config: dict[str, Any], file: IO[bytes]) -> dict[str, Any]:
+def _of_rope_tensors(header: Header, config: dict[str, Any]) -> dict[str, Any]:
     """What the tensors about rope add to the config."""
-    freqs, long, short = (_numbers(header, name, file) for name in ROPE_TENSORS)
+    freqs, long, short = (_numbers(header, name) for name in ROPE_TENSORS)
     if long and short:
         original = header.integer(
             "phi3.rope.scaling.original_context_length", config["max_position_embeddings"], least=1
@@ -112,13 +111,13 @@ def _of_rope_tensors(header: Header, config: dict[str, Any], file: IO[bytes]) ->
     return {"rope_scaling": found} if found else {}
 
 
-def _numbers(header: Header, name: str, file: IO[bytes]) -> list[float]:
+def _numbers(header: Header, name: str) -> list[float]:
     tensor = header.tensors.get(name)
     if tensor is None:
         return []
     if tensor.layout.name not in ("F32", "F16") or len(tensor.shape) != 1:
         raise GgufError(f"{name} is not a list of F32 numbers")
-    return [float(value) for piece in _pieces(tensor, file=file) for value in piece[""].flat]
+    return [float(value) for piece in _pieces(tensor) for value in piece[""].flat]
 
 
 def _write_weights(
@@ -165,16 +164,12 @@ def _parts(tensor: Tensor) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     return {"weight": packed, "scales": grouped, "biases": grouped}
 
 
-def _pieces(
-    tensor: Tensor, *, file: IO[bytes], norm_shift: float = 0.0, loss: Loss | None = None
-) -> Iterator[dict[str, Array]]:
+def _pieces(tensor: Tensor, *, norm_shift: float = 0.0, loss: Loss | None = None) -> Iterator[dict[str, Array]]:
     """The arrays of ``tensor`` cut into flat pieces; ``norm_shift`` is taken off the weights of norms."""
     layout = tensor.layout
     most = _REQUANTIZED_PIECE_BYTES if layout.name in REQUANTIZED else _PIECE_BYTES
     step = max(1, most // layout.block_bytes) * layout.block_bytes
-    file.seek(tensor.start)
-    for done in range(0, tensor.size, step):
-        raw = file.read(min(step, tensor.size - done))
+    for raw in _raw(tensor, step):
         if len(raw) % layout.block_bytes or not raw:
             raise GgufError("the file became shorter while it was read")
         if plain := _PLAIN.get(layout.name):
@@ -186,6 +181,13 @@ def _pieces(
         if not (np.isfinite(arrays["scales"]).all() and np.isfinite(arrays["biases"]).all()):
             raise GgufError(f"the tensor {tensor.name!r} holds scales that are not finite in float16")
         yield arrays
+
+
+def _raw(tensor: Tensor, step: int) -> Iterator[bytes]:
+    with open(tensor.path, "rb") as file:  # noqa: PTH123 - the path of a tensor is text
+        file.seek(tensor.start)
+        for done in range(0, tensor.size, step):
+            yield file.read(min(step, tensor.size - done))
 
 
 def _unpack(tensor: Tensor, blocks: Array) -> dict[str, Array]:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from plimsoll.catalog.source import split_parts
+
 
 class GgufError(ValueError):
     """The file can't be converted; the message says why in one line."""
@@ -51,13 +53,14 @@ SUPPORTED = {
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """One tensor. ``shape`` has the rows first, as MLX counts; ``start`` is its first byte in the file."""
+    """One tensor. ``shape`` has the rows first, as MLX counts; ``start`` is its first byte in the file ``path``."""
 
     name: str
     shape: tuple[int, ...]
     layout: Layout
     start: int
     size: int
+    path: str
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -133,23 +136,43 @@ _OTHER_TYPES = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64"
 
 
 def read_header(path: Path) -> Header:
-    """The header of the GGUF file at ``path``.
+    """The header of the GGUF file at ``path``; of a split model's first part, with the tensors of all parts.
 
     Raises:
         GgufError: no GGUF, cut off, inconsistent, or of a version or tensor type that is not supported.
         OSError: the file can't be read.
 
     """
+    header = _read_file(path)
+    count = header.integer("split.count", 1)
+    if count <= 1:
+        return header
+    if header.integer("split.no") != 0:
+        raise GgufError(f"the file is one of {count} parts and not the first, which is the one to name")
+    parts = split_parts(path)
+    if len(parts) != count:
+        raise GgufError(f"the file says that it is one of {count} parts, and its name says {len(parts)}")
+    for part in parts[1:]:
+        if not part.is_file():
+            raise GgufError(f"the part {part.name} of the model is not there")
+        for name, tensor in _read_file(part).tensors.items():
+            if name in header.tensors:
+                raise GgufError(f"the tensor {shown(name)} is in two parts")
+            header.tensors[name] = tensor
+    return header
+
+
+def _read_file(path: Path) -> Header:
     with path.open("rb") as file:
         if not path.stat().st_size:
             raise GgufError("the file is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).header()
+            return _Reader(data, str(path)).header()
 
 
 class _Reader:
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
+    def __init__(self, data: mmap.mmap, path: str) -> None:
+        self._data, self._path = data, path
         self._at = 0
 
     def header(self) -> Header:
@@ -187,7 +210,7 @@ class _Reader:
                     f"the file is cut off: the tensor {shown(name)} ends at byte {start + size} "
                     f"and the file has {len(self._data)}"
                 )
-            tensors[name] = Tensor(name, shape, layout, start, size)
+            tensors[name] = Tensor(name, shape, layout, start, size, self._path)
         return tensors
 
     def _tensor_info(self) -> tuple[str, tuple[int, ...], Layout, int]:

@@ -137,7 +137,7 @@ def exact_values(file: Path, config: dict[str, Any]) -> Iterator[tuple[str, mx.a
     header = read_header(file)
     shift = family_of(header).norm_shift
     for name, tensor in sorted(name_tensors(header, config).items(), key=lambda one: -one[1].size):
-        yield name, mx.array(_values(file, tensor) - (shift if "norm" in tensor.name else np.float32(0)))
+        yield name, mx.array(_values(tensor) - (shift if "norm" in tensor.name else np.float32(0)))
 
 
 def write_dense(file: Path, dense: Path) -> None:
@@ -155,12 +155,12 @@ def write_dense(file: Path, dense: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for tensor in tensors:
-        writer.write_tensor_data(_values(file, tensor))
+        writer.write_tensor_data(_values(tensor))
     writer.close()
 
 
-def _values(file: Path, tensor: Tensor) -> np.ndarray:
-    raw = np.fromfile(file, np.uint8, tensor.size, offset=tensor.start)
+def _values(tensor: Tensor) -> np.ndarray:
+    raw = np.fromfile(tensor.path, np.uint8, tensor.size, offset=tensor.start)
     kind = gguf.GGMLQuantizationType[tensor.layout.name]
     return gguf.dequantize(raw, kind).reshape(tensor.shape).astype(np.float32, copy=False)
 

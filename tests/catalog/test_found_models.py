@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from plimsoll import config
-from plimsoll.catalog import Catalog, layouts
+from plimsoll.catalog import Catalog, facts, layouts, size_bytes
 from plimsoll.errors import ConfigError, UnknownModel
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -118,7 +118,28 @@ def test_a_repo_of_one_gguf_file_has_the_repo_s_name_and_of_several_the_files(hu
     assert set(found.names()) >= {"org/One-GGUF", "org/Two-GGUF/two-Q4_0", "org/Two-GGUF/two-Q8_0"}
     assert found.find("org/One-GGUF").source.kind == "gguf"
     assert "projector" in reasons(found)["mmproj-two.gguf"]
-    assert "several parts" in reasons(found)["big-00001-of-00002.gguf"]
+    assert "its part big-00002-of-00002.gguf is not there" in reasons(found)["big-00001-of-00002.gguf"]
+
+
+def test_a_gguf_model_in_parts_is_one_model_where_all_are_there(hub: Callable[..., Path], tmp_path: Path) -> None:
+    parts = [f"big-Q4_K_M-0000{number}-of-00002.gguf" for number in (1, 2)]
+    hub("org/Big-GGUF", *parts)
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for part in (*parts, "half-00002-of-00002.gguf"):
+        (folder / part).write_bytes(b"GGUF")
+    found = catalog(dir=str(folder))
+    assert {"org/Big-GGUF", "big-Q4_K_M"} <= set(found.names())
+    model = found.find("big-Q4_K_M")
+    assert model.source.location == str(folder / parts[0])
+    assert size_bytes(model.source, tmp_path) == 8
+    told = facts.facts(model, tmp_path)
+    assert (told.quantization, told.size_bytes) == ("Q4_K_M", 8)
+    assert [name for name in reasons(found) if "big" in name] == []
+    assert "half-00001-of-00002.gguf is not there" in reasons(found)["half-00002-of-00002.gguf"]
+    (folder / parts[1]).unlink()
+    (folder / parts[1]).symlink_to("/etc/hosts")
+    assert "a link out of" in reasons(catalog(dir=str(folder)))[parts[0]]
 
 
 def test_a_repo_that_an_entry_names_is_that_entry_s_also_while_it_is_switched_off(hub: Callable[..., Path]) -> None:

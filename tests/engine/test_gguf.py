@@ -382,9 +382,14 @@ def test_sentencepiece_falls_back_to_bytes_and_is_streamed_in_linear_time(conver
     [
         ({"general.architecture": "mamba"}, "architecture 'mamba' is not supported"),
         ({"general.architecture": None}, "architecture '' is not supported"),
-        ({"llama.expert_count": 8}, "mixture of experts"),
-        ({"split.count": 3}, "one of 3 parts"),
-        ({"llama.rope.scaling.type": "yarn"}, "rope scaling of type 'yarn'"),
+        ({"llama.expert_count": 8}, "llama.expert_used_count is missing"),
+        (
+            {"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.attention.key_length": 32},
+            "a head has 32 values: mlx-lm's Mixtral has 64 / 4",
+        ),
+        ({"split.count": 3, "split.no": 0}, "one of 3 parts, and its name says 1"),
+        ({"split.count": 3, "split.no": 1}, "not the first"),
+        ({"llama.rope.scaling.type": "longrope"}, "rope scaling of type 'longrope'"),
         ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8"),
         ({"llama.block_count": None}, "llama.block_count is missing"),
         ({"llama.block_count": "two"}, "llama.block_count is 'two', expected a whole number"),

@@ -17,6 +17,7 @@ from plimsoll.catalog.gguf.requantize import BITS, Loss, requantize
 
 LAYOUTS = {layout.name: layout for layout in SUPPORTED.values()}
 LAYERS = 6  # as many as Gemma's pattern of windows has
+EXPERTS = 4
 # Where the float16 scales of a block stand: random bytes there would be numbers of any size.
 SCALES = {
     "Q5_0": [0],
@@ -72,7 +73,9 @@ def test_every_type_of_the_reader_has_the_packages_block():
 def metadata(family, tokenizer):
     plain = gguf_files.llama_metadata(tokenizer)
     renamed = {key.replace("llama.", f"{family}.", 1): value for key, value in plain.items()}
-    return renamed | {"general.architecture": family}
+    experts = {"expert_count": EXPERTS, "expert_used_count": 2, "expert_feed_forward_length": gguf_files.INNER}
+    told = {f"{family}.{key}": value for key, value in experts.items() if FAMILIES[family].experts}
+    return renamed | {"general.architecture": family} | told
 
 
 def model_file(path, family, seed=5):
@@ -81,7 +84,7 @@ def model_file(path, family, seed=5):
     sizes = {"hidden_size": gguf_files.HIDDEN, "intermediate_size": gguf_files.INNER, "num_hidden_layers": LAYERS}
     sizes |= {"num_attention_heads": gguf_files.HEADS, "num_key_value_heads": gguf_files.KV_HEADS}
     sizes |= {"head_dim": gguf_files.HIDDEN // gguf_files.HEADS, "tie_word_embeddings": family != "phi3"}
-    sizes |= {"vocab_size": len(tokenizer["tokenizer.ggml.tokens"])}
+    sizes |= {"vocab_size": len(tokenizer["tokenizer.ggml.tokens"]), FAMILIES[family].experts: EXPERTS}
     theirs = {renamed: part for part, renamed in FAMILIES[family].layer.items()}
     outside = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     random, tensors, values = np.random.default_rng(seed), {}, {}
@@ -157,7 +160,6 @@ def test_phis_long_rope_is_kept(tmp_path):
     told = metadata("phi3", tokenizer) | {"phi3.rope.scaling.original_context_length": 64}
     gguf_files.write(tmp_path / "r.gguf", told, {"rope_factors_long.weight": raw, "rope_factors_short.weight": raw})
     header = read_header(tmp_path / "r.gguf")
-    with (tmp_path / "r.gguf").open("rb") as file:
-        found = _of_rope_tensors(header, {"max_position_embeddings": 256}, file)
+    found = _of_rope_tensors(header, {"max_position_embeddings": 256})
     assert found["rope_scaling"] == {"type": "longrope", "long_factor": factors, "short_factor": factors}
     assert found["original_max_position_embeddings"] == 64
