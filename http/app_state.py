@@ -13,6 +13,7 @@ from plimsoll.actors.messages import Ref
 from plimsoll.catalog import Catalog, CatalogModel
 from plimsoll.config import Config
 from plimsoll.errors import ShuttingDown, Unavailable, UnknownModel
+from plimsoll.http.downloads import Downloads
 from plimsoll.http.limits.body_budget import BodyBudget, HttpRequest
 from plimsoll.http.limits.connection_slots import ConnectionSlots
 from plimsoll.http.os_settings import trim_heap
@@ -56,6 +57,7 @@ class AppState:
         self.catalog = catalog
         journal = system.journal
         self.recorder = Recorder(log=RequestLog(lambda ended: _count_tokens(journal, ended)))
+        self.downloads = Downloads(lambda: self.config, lambda: self.catalog)
         self.sample: Sample | None = None
         self.slots = ConnectionSlots(config.limits.connections, time.monotonic)
         self.bodies = BodyBudget(int(config.server.max_body), self._available, trim_heap)
