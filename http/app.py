@@ -18,7 +18,7 @@ from plimsoll.http.limits.connection_timeouts import ConnectionSweeper
 from plimsoll.http.ollama import routes as ollama
 from plimsoll.http.openai import routes as openai
 from plimsoll.http.openapi import document as openapi
-from plimsoll.http.operations import admin, events, health, history, metrics, page, probes, request_list
+from plimsoll.http.operations import admin, events, health, history, metrics, model_search, page, probes, request_list
 from plimsoll.http.process import model_settings, reload
 from plimsoll.http.process.liveness import Notifier
 from plimsoll.http.process.reload import ConfigSource, Reloader
@@ -78,6 +78,7 @@ def build(config: Config, system: Actors, catalog: Catalog, source: ConfigSource
         events,
         history,
         request_list,
+        model_search,
         metrics,
         openapi,
         page,

@@ -14,6 +14,7 @@ from plimsoll.catalog import Catalog, CatalogModel
 from plimsoll.config import Config
 from plimsoll.errors import ShuttingDown, Unavailable, UnknownModel
 from plimsoll.http import left_out
+from plimsoll.http.downloads import Downloads
 from plimsoll.http.limits.body_budget import BodyBudget, HttpRequest
 from plimsoll.http.limits.connection_slots import ConnectionSlots
 from plimsoll.http.os_settings import trim_heap
@@ -58,6 +59,7 @@ class AppState:
         journal = system.journal
         self.recorder = Recorder(log=RequestLog(lambda ended: _count_tokens(journal, ended)))
         self.left_out = left_out.LeftOut()
+        self.downloads = Downloads(lambda: self.config, lambda: self.catalog)
         self.sample: Sample | None = None
         self.slots = ConnectionSlots(config.limits.connections, time.monotonic)
         self.bodies = BodyBudget(int(config.server.max_body), self._available, trim_heap)

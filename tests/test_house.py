@@ -386,6 +386,7 @@ PLAIN_WORDS = {
     # Of HTTP, its APIs and operations.
     *("admin", "anthropic", "bodies", "completions", "document", "events", "health", "input", "metrics", "models"),
     *("ollama", "openai", "os", "params", "permissions", "pull", "reads", "reload", "responses", "routes", "schema"),
+    "search",
     *("server", "signals", "timeouts"),
 }
 

@@ -53,8 +53,8 @@ _ASKING = frozenset(
 _OWN = ("/v1/responses/", "/v1/conversations/")
 _READING = frozenset({"/api/show"})
 _SAFE = frozenset({"GET", "HEAD"})
-# A model's settings hold what its owner tells it before every conversation.
-_ADMINS = frozenset({"/admin/settings"})
+# A model's settings hold what its owner tells it before every conversation; a search asks a server elsewhere.
+_ADMINS = frozenset({"/admin/settings", "/admin/search"})
 
 
 class Keys:

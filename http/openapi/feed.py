@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from plimsoll.http.downloads import Download
 from plimsoll.http.openapi.openai import Error
 from plimsoll.http.openapi.schema import Content, Operation, Parameter, Told
 from plimsoll.http.openapi.server import Level, ModelsTold, get
@@ -58,6 +59,12 @@ class SampleEvent(Told):
     seconds_to_critical: float | None
 
 
+class PullsEvent(Told):
+    """The downloads that run and the newest that have ended; ``done`` or ``error`` says how."""
+
+    pulls: list[Download]
+
+
 class JournalEvent(Told):
     """``event`` holds the fields of its kind; ``text`` is the log's line."""
 
@@ -101,6 +108,9 @@ class TokensTold(Told):
 
 _TIME = {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)?\s*$"}
 _KINDS = {"type": "string", "enum": sorted(KINDS)}
+_LANGUAGE = Parameter(
+    "language", "That of the events' texts; the log's where it is not given.", {"enum": history.LANGUAGES}
+)
 
 OPERATIONS = (
     Operation(
@@ -112,14 +122,15 @@ OPERATIONS = (
     ),
     Operation(
         path="/admin/events",
-        about="The live feed: events named hello, sample, models and journal; Last-Event-ID is honoured",
+        about="The live feed: events named hello, sample, models, pulls and journal; Last-Event-ID is honoured",
         tag="Server",
         error=Error,
         parameters=(
             Parameter("only", f"Kinds with commas between them: {', '.join(feed.KINDS)}."),
             Parameter("after", "Send the journal events after this id first.", {"type": "integer", "minimum": 0}),
+            _LANGUAGE,
         ),
-        answers={200: (Content("text/event-stream", (HelloEvent, SampleEvent, ModelsTold, JournalEvent)),)},
+        answers={200: (Content("text/event-stream", (HelloEvent, SampleEvent, ModelsTold, PullsEvent, JournalEvent)),)},
     ),
     get(
         "/admin/history",
@@ -131,6 +142,7 @@ OPERATIONS = (
             Parameter("points", "Rows at most.", {"type": "integer", "minimum": 1, "maximum": history.MOST_POINTS}),
             Parameter("kind", "Events of this kind only.", _KINDS),
             Parameter("only", "The other list stays empty.", {"enum": history.PARTS}),
+            _LANGUAGE,
         ),
     ),
     get(

@@ -9,7 +9,7 @@ from plimsoll.actors.status import CleanupReport, State
 from plimsoll.engine.protocol import ModelInfo
 from plimsoll.http.openapi.openai import MODEL, Error
 from plimsoll.http.openapi.schema import Content, Operation, Parameter, Told, json_of
-from plimsoll.http.operations import admin, probes
+from plimsoll.http.operations import admin, model_search, probes
 from plimsoll.http.process import model_settings
 
 
@@ -138,6 +138,23 @@ class PlanTold(Told):
     dequantize: bool
 
 
+class ModelFound(Told):
+    """A repo; ``size_bytes`` of its weights and ``fits`` are null where the hub does not say."""
+
+    name: str
+    size_bytes: int | None
+    fits: bool | None
+    downloads: int
+    gated: bool
+
+
+class ModelsFound(Told):
+    """``budget_bytes`` is what models may take on this machine."""
+
+    budget_bytes: int
+    models: list[ModelFound]
+
+
 class Reloaded(Told):
     """Key paths of the configuration: those that have changed, and those that only a restart changes."""
 
@@ -202,6 +219,15 @@ OPERATIONS = (
         "What loading a model would do now",
         PlanTold,
         parameters=(Parameter("model", "A model's name.", required=True),),
+    ),
+    get(
+        "/admin/search",
+        "Models of the hub in MLX's format by words, those that fit this machine first; for administrators",
+        ModelsFound,
+        parameters=(
+            Parameter("words", "Words of a model's name.", required=True),
+            Parameter("limit", "How many.", {"type": "integer", "minimum": 1, "maximum": model_search.MOST_ROWS}),
+        ),
     ),
     _post(
         "/admin/cleanup",

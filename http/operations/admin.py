@@ -27,6 +27,12 @@ from plimsoll.memory.memory_errors import GIB
 _STATUS_TIMEOUT_S = 5.0
 
 
+class NotHere(Unavailable):
+    """The files of the model have to be fetched first."""
+
+    code = "not_here"
+
+
 class UnloadBody(msgspec.Struct):
     grace_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] | None = None
 
@@ -94,7 +100,7 @@ class _Admin:
         except (OSError, ValueError) as error:
             raise LoadFailed(f"{name} can't be loaded: {error}") from None
         if decision is None:
-            raise Unavailable(f"the files of {name} are not here yet, so what it needs is not known", param="model")
+            raise NotHere(f"the files of {name} are not here yet, so what it needs is not known", param="model")
         return respond(200, plan_body(name, decision))
 
     def _grace_s(self, request: HttpRequest) -> float:

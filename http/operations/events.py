@@ -9,7 +9,7 @@ from plimsoll.http.app_state import App, AppState
 from plimsoll.http.endpoint import EVENT_STREAM, NO_BUFFERING
 from plimsoll.http.limits.body_budget import HttpRequest
 from plimsoll.http.operations.feed import KINDS, Feed, Listener, entry_frame, hello_frame
-from plimsoll.http.operations.history import read_journal
+from plimsoll.http.operations.history import asked_language, read_journal
 from plimsoll.journal import read
 from plimsoll.journal.events import Entry
 from plimsoll.journal.journal import Journal
@@ -44,9 +44,9 @@ class _Events:
         self._keepalive_s = state.config.server.keepalive
 
     async def events(self, request: HttpRequest) -> None:
-        kinds, after = _kinds(request), _after(request)
+        kinds, after, language = _kinds(request), _after(request), asked_language(request)
         transport: Any = request.transport
-        listener = self._feed.listen(kinds, transport.abort)
+        listener = self._feed.listen(kinds, transport.abort, language)
         sent = 0
         try:
             response = await request.respond(headers=NO_BUFFERING, content_type=EVENT_STREAM)
@@ -54,7 +54,7 @@ class _Events:
             if "journal" in kinds and after is not None:
                 for entry in await self._missed(after):
                     sent = entry.id
-                    await response.send(entry_frame(entry, self._journal.language))
+                    await response.send(entry_frame(entry, language or self._journal.language))
             while (data := await self._next(listener, sent)) is not None:
                 await response.send(data)
             await response.send(end_stream=True)

@@ -28,7 +28,7 @@ from plimsoll.memory.sample import Level
 
 _log = logging.getLogger("plimsoll.http")
 
-KINDS = ("sample", "models", "journal")
+KINDS = ("sample", "models", "pulls", "journal")
 _EVERY_S = 0.25
 _MODELS_EVERY_S = 1.0
 # Minutes of samples and events. The buffers of the connection hold more.
@@ -37,10 +37,14 @@ _CHANGING = (State.LOADING, State.BUSY, State.DRAINING, State.STOPPING)
 
 
 class Listener:
-    """The outbox of one client. ``cut`` is called when it is full, and has to end the connection."""
+    """The outbox of one client. ``cut`` is called when it is full, and has to end the connection.
 
-    def __init__(self, kinds: frozenset[str], cut: Callable[[], None]) -> None:
+    ``language`` is that of its journal events, None for the log's.
+    """
+
+    def __init__(self, kinds: frozenset[str], cut: Callable[[], None], language: Language | None = None) -> None:
         self.kinds = kinds
+        self.language = language
         self._cut = cut
         self._inbox = Inbox()
         self._bytes = 0
@@ -82,15 +86,16 @@ class Feed:
         self._level = Level.NORMAL
         self._sampled: Any = None
         self._states: Any = None
+        self._pulls: Any = None
         self._models_at = 0.0
 
     @property
     def listeners(self) -> int:
         return len(self._listeners)
 
-    def listen(self, kinds: frozenset[str], cut: Callable[[], None]) -> Listener:
+    def listen(self, kinds: frozenset[str], cut: Callable[[], None], language: Language | None = None) -> Listener:
         """A new client. It gets the latest frames of ``kinds`` and all later ones, until ``leave`` is called for it."""
-        listener = Listener(kinds, cut)
+        listener = Listener(kinds, cut, language)
         if not self._listeners:
             self._start()
         self._listeners.add(listener)
@@ -123,7 +128,7 @@ class Feed:
             inbox.close()
             task.cancel()
             self._latest.clear()
-            self._sampled = self._states = None
+            self._sampled = self._states = self._pulls = None
 
         self._stop = stop
 
@@ -145,11 +150,9 @@ class Feed:
                 if isinstance(entry.event, LevelChanged):
                     self._wake.set()
                 try:
-                    data = entry_frame(entry, self._journal.language)
+                    self._send_entry(entry)
                 except Exception:  # noqa: BLE001 - one event that can't be shown must not end the feed
                     _log.exception("an event of memory can't be shown: %r", entry)
-                else:
-                    self._send("journal", data, entry.id)
 
     async def _poll_forever(self) -> None:
         while True:
@@ -166,6 +169,9 @@ class Feed:
             self._level = now.known.level
             self._send_models(now.known)
         body = sample_body(now, self._level)
+        if (pulls := self._state.downloads.told()) != self._pulls:
+            self._pulls = pulls
+            self._send("pulls", frame("pulls", {"pulls": pulls}))
         moment = now.sample.time_s if now.sample else 0.0
         if (moment, body) != self._sampled:
             self._sampled = moment, body
@@ -173,7 +179,11 @@ class Feed:
 
     def _send_models(self, status: Status) -> None:
         now = time.monotonic()
-        states = status.pinned, [(one.name, one.state, one.pinned, one.error) for one in status.models]
+        states = (
+            status.pinned,
+            [(one.name, one.state, one.pinned, one.error) for one in status.models],
+            self._state.catalog.names(),  # a download or a reload brings new ones
+        )
         changing = any(
             one.state in _CHANGING or (one.state in LOADED and one.idle_ttl_s is not None) for one in status.models
         )
@@ -181,12 +191,21 @@ class Feed:
             self._states, self._models_at = states, now
             self._send("models", frame("models", models_body(status, self._state.catalog)))
 
-    def _send(self, kind: str, data: bytes, number: int = 0) -> None:
-        if not number:
-            self._latest[kind] = data
+    def _send_entry(self, entry: Entry) -> None:
+        frames: dict[Language, bytes] = {}
+        for listener in self._listeners:
+            if "journal" not in listener.kinds:
+                continue
+            language = listener.language or self._journal.language
+            if language not in frames:
+                frames[language] = entry_frame(entry, language)
+            listener.put(frames[language], entry.id)
+
+    def _send(self, kind: str, data: bytes) -> None:
+        self._latest[kind] = data
         for listener in self._listeners:
             if kind in listener.kinds:
-                listener.put(data, number)
+                listener.put(data)
 
 
 def frame(name: str, body: dict[str, Any], number: int = 0) -> bytes:

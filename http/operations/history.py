@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 from sanic import HTTPResponse
@@ -21,6 +21,7 @@ from plimsoll.journal.show import parse_kind, parse_since
 
 _T = TypeVar("_T")
 PARTS = ("samples", "events")
+LANGUAGES: tuple[Language, ...] = get_args(Language)
 _DEFAULT_SINCE_S = 3600.0
 _DEFAULT_POINTS = 1000
 MOST_POINTS = 10_000
@@ -52,6 +53,7 @@ class _Query(msgspec.Struct, frozen=True):
     points: int
     kind: str | None
     parts: tuple[str, ...]
+    language: Language | None
 
     @classmethod
     def of(cls, request: HttpRequest) -> "_Query":
@@ -70,7 +72,16 @@ class _Query(msgspec.Struct, frozen=True):
         only = request.args.get("only")
         if only is not None and only not in PARTS:
             raise BadRequest(f"only is {only[:60]!r}, but must be {' or '.join(PARTS)}", param="only")
-        return cls(since_s, until_s, int(points), kind, PARTS if only is None else (only,))
+        return cls(since_s, until_s, int(points), kind, PARTS if only is None else (only,), asked_language(request))
+
+
+def asked_language(request: HttpRequest) -> Language | None:
+    """In which language events are asked for; None is the log's."""
+    asked = request.args.get("language")
+    if asked is not None and asked not in LANGUAGES:
+        raise BadRequest(f"language is {asked[:60]!r}, but must be {' or '.join(LANGUAGES)}", param="language")
+    language: Language | None = asked
+    return language
 
 
 def _seconds(request: HttpRequest, name: str, default: float) -> float:
@@ -105,7 +116,7 @@ def _history(journal: Journal, asked: _Query) -> dict[str, Any]:
         "samples": [
             [round(one.at, 3), round(one.percent, 2), one.level, one.footprints, one.used, one.total] for one in samples
         ],
-        "events": [entry_body(entry, journal.language) for entry in entries],
+        "events": [entry_body(entry, asked.language or journal.language) for entry in entries],
     }
 
 

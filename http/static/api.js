@@ -1,11 +1,15 @@
 // Requests to the server, with the API key if there is one, and every failure as a sentence.
 
+import { language, t } from "./language.js";
+
 const KEY = "plimsoll.key";
 
 export class ApiError extends Error {
-  constructor(message, status = 0) {
+  /** `code` is the server's word for what went wrong, "" where it has said none. */
+  constructor(message, status = 0, code = "") {
     super(message);
     this.status = status;
+    this.code = code;
   }
 }
 
@@ -29,11 +33,12 @@ export async function send(path, { body, signal, method = body === undefined ? "
     response = await fetch(path, { method, headers, signal, body: body && JSON.stringify(body), cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("The server does not answer.");
+    throw new ApiError(t("error.no_answer"));
   }
   if (response.ok) return response;
   if (response.status === 401) access.dispatchEvent(new Event("unauthorized"));
-  throw new ApiError(await reason(response), response.status);
+  const { message, code } = await reason(response);
+  throw new ApiError(message, response.status, code);
 }
 
 export const get = async (path, options) => (await send(path, options)).json();
@@ -48,6 +53,7 @@ export async function history(only, from, to, now, { points, signal }) {
     until: Math.max(0, now - to).toFixed(1),
     points,
     only,
+    language,
   });
   return (await get(`/admin/history?${query}`, { signal }))[only];
 }
@@ -57,9 +63,9 @@ async function reason(response) {
   try {
     const { error } = JSON.parse(text);
     const message = error?.message ?? error;
-    if (typeof message === "string" && message) return message;
+    if (typeof message === "string" && message) return { message, code: error.code ?? "" };
   } catch {
     // not JSON: a proxy's own page
   }
-  return `The server answered ${response.status} ${response.statusText}.`.replace(" .", ".");
+  return { message: t("error.status", { status: `${response.status} ${response.statusText}`.trim() }), code: "" };
 }

@@ -2,11 +2,14 @@
 
 import { hasKey } from "./api.js";
 import { Chat } from "./chat.js";
+import { Downloads } from "./downloads.js";
 import { find, say } from "./dom.js";
 import { EventLog } from "./events.js";
 import { Feed } from "./feed.js";
 import { duration } from "./format.js";
+import { HubPanel } from "./hub.js";
 import { askForKey, watchAccess } from "./key.js";
+import { fill, switchLanguage, t, worded } from "./language.js";
 import { MemoryPanel } from "./memory.js";
 import { ModelsPanel } from "./models.js";
 import { Range } from "./range.js";
@@ -14,10 +17,14 @@ import { RequestsPanel } from "./requests.js";
 
 const THEMES = ["auto", "light", "dark"];
 
+fill();
+
 const feed = new Feed();
 const range = new Range(() => feed.now());
 const memory = new MemoryPanel(find("#memory"), feed, range);
-const models = new ModelsPanel(find("#models"), feed, (name) => memory.hue(name));
+const downloads = new Downloads(find("#pulls"), feed);
+const models = new ModelsPanel(find("#models"), feed, downloads, (name) => memory.hue(name));
+new HubPanel(find("#hub"), models, downloads);
 const log = new EventLog(find("#events"), feed, range);
 new RequestsPanel(find("#requests"), models);
 new Chat(find("#chat"), models);
@@ -31,12 +38,12 @@ const connection = find("#connection");
 
 feed.addEventListener("hello", ({ detail }) => {
   say(find("#version"), `Plimsoll ${detail.version}`);
-  find("#version").title = `process ${detail.pid}, running for ${duration(detail.now - detail.started_at)}`;
+  find("#version").title = t("head.process", { pid: detail.pid, time: duration(detail.now - detail.started_at) });
 });
 feed.addEventListener("sample", ({ detail }) => {
-  say(state, detail.status);
+  say(state, worded("status", detail.status));
   state.dataset.level = detail.level === "normal" && detail.status !== "healthy" ? "warning" : detail.level;
-  document.title = detail.level === "normal" ? "Plimsoll" : `${detail.level} · Plimsoll`;
+  document.title = detail.level === "normal" ? "Plimsoll" : `${worded("level", detail.level)} · Plimsoll`;
 });
 feed.addEventListener("connection", ({ detail }) => {
   document.documentElement.dataset.connection = detail.state;
@@ -45,25 +52,28 @@ feed.addEventListener("connection", ({ detail }) => {
     return;
   }
   const gone = detail.state === "gone";
-  say(state, gone ? "gone" : "no access");
+  say(state, t(gone ? "head.gone" : "head.no_access"));
   state.dataset.level = "gone";
-  document.title = gone ? "gone · Plimsoll" : "Plimsoll";
-  say(connection, gone ? "The server is gone, reconnecting …" : detail.reason);
+  document.title = gone ? `${t("head.gone")} · Plimsoll` : "Plimsoll";
+  say(connection, gone ? t("head.reconnecting") : detail.reason);
 });
 
-// ---- key, theme
+// ---- key, language, theme
 
 const reconnect = () => feed.start();
 // The thresholds come with the greeting only.
 feed.addEventListener("journal", ({ detail }) => detail.kind === "config_reloaded" && reconnect());
 watchAccess(reconnect);
-find("#key").addEventListener("click", () => askForKey(reconnect, hasKey() ? "A key is kept in this browser." : "For servers that ask for one."));
+find("#key").addEventListener("click", () => askForKey(reconnect, t(hasKey() ? "key.kept" : "key.for_some")));
+
+find("#language").addEventListener("click", switchLanguage);
 
 const theme = find("#theme");
 const showTheme = () => {
   const chosen = document.documentElement.dataset.theme;
-  say(find("span", theme), chosen);
-  theme.setAttribute("aria-label", `Colours: ${chosen}`);
+  const word = t(`theme.${chosen}`);
+  say(find("span", theme), word);
+  theme.setAttribute("aria-label", t("theme.label", { chosen: word }));
   memory.restyle();
 };
 theme.addEventListener("click", () => {

@@ -1,18 +1,22 @@
-// The chat playground: one conversation, which the browser keeps.
+// The chat: sends the open conversation, shows the answer as it grows, and has the browser keep both.
 
-import { render } from "./chat_text.js";
+import { Bubble, figuresWords } from "./chat_bubble.js";
+import { ChatList } from "./chat_list.js";
 import { streamAnswer } from "./chat_stream.js";
+import { forServer, openCalls, parseTools } from "./chat_tools.js";
+import * as conversations from "./conversations.js";
 import { el, find, say } from "./dom.js";
+import { t } from "./language.js";
+import { notice } from "./notices.js";
 
-const KEPT = "plimsoll.conversation";
-const KEPT_CHARS = 1_000_000;
 const SETTINGS = ["temperature", "top_p", "max_tokens"];
-const REASONS = { length: "cut at the token limit", stopped: "stopped" };
+const TITLE_CHARS = 60;
 
 export class Chat {
   #root;
   #panel;
-  #messages = [];
+  #list;
+  #conversation = { id: "", title: "", model: "", messages: [] };
   #abort = null;
   #wished = localStorage.getItem("plimsoll.model");
 
@@ -31,54 +35,74 @@ export class Chat {
       this.#submit();
     });
     find("#stop", root).addEventListener("click", () => this.#abort?.abort());
-    find("#clear", root).addEventListener("click", () => this.#clear());
+    find("#tools", root).addEventListener("input", () => this.#tools());
     find("#chat-model", root).addEventListener("change", ({ target }) => {
       this.#wished = target.value;
       localStorage.setItem("plimsoll.model", target.value);
     });
-    this.#restore();
+    this.#list = new ChatList(find("#kept", root), {
+      onOpen: (id) => this.#open(id),
+      onTitle: (title) => (this.#conversation.title = title),
+      onDelete: () => (this.#conversation.isDeleted = true),
+    });
+    this.#open(this.#list.open);
   }
 
-  /** The conversation of the last visit, which this browser keeps until it is cleared. */
-  #restore() {
-    try {
-      this.#messages = JSON.parse(localStorage.getItem(KEPT) ?? "[]");
-    } catch {
-      this.#messages = [];
-    }
-    for (const { role, content } of this.#messages) this.#bubble(role, content);
-  }
-
-  #keep() {
-    let kept = this.#messages;
-    while (JSON.stringify(kept).length > KEPT_CHARS) kept = kept.slice(2);
-    localStorage.setItem(KEPT, JSON.stringify(kept));
+  /** Shows the conversation `id`, an empty one for "". An answer that is running ends and is kept where it belongs. */
+  #open(id) {
+    this.#abort?.abort();
+    this.#conversation = conversations.open(id) ?? { id: "", title: "", model: "", messages: [] };
+    this.#list.show(this.#conversation.id);
+    find("#conversation", this.#root).replaceChildren();
+    for (const message of this.#conversation.messages) this.#bubble(message);
+    find("#chat-hint", this.#root).hidden = this.#conversation.messages.length > 0;
+    this.#wished = this.#conversation.model || this.#wished;
+    this.#offer(true);
+    this.#asks();
   }
 
   #models() {
-    const select = find("#chat-model", this.#root);
-    const names = this.#panel.models.map((one) => one.name);
-    if (names.join("\n") !== [...select.options].map((one) => one.value).join("\n")) {
-      select.replaceChildren(...names.map((name) => el("option", { value: name, text: name })));
-      const used = this.#panel.models.filter((one) => one.idle_s != null).sort((a, b) => a.idle_s - b.idle_s);
-      select.value = names.includes(this.#wished) ? this.#wished : (used[0]?.name ?? names[0] ?? "");
-    }
-    const loading = this.#panel.models.find((one) => one.name === select.value && one.state === "loading");
+    this.#offer();
+    const name = find("#chat-model", this.#root).value;
+    const loading = this.#panel.models.find((one) => one.name === name && one.state === "loading");
     if (this.#abort && loading?.total_bytes) {
-      this.#status(`waiting for the model to load: ${Math.floor((100 * loading.done_bytes) / loading.total_bytes)} %`);
+      this.#status(t("chat.load_wait", { n: Math.floor((100 * loading.done_bytes) / loading.total_bytes) }));
     }
   }
 
-  #body() {
-    const body = { model: find("#chat-model", this.#root).value, messages: [] };
+  /** The models to choose from; the choice stays unless it is gone or `anew`. */
+  #offer(anew = false) {
+    const select = find("#chat-model", this.#root);
+    const names = this.#panel.models.map((one) => one.name);
+    const isSame = names.join("\n") === [...select.options].map((one) => one.value).join("\n");
+    if (isSame && !anew) return;
+    if (!isSame) select.replaceChildren(...names.map((name) => el("option", { value: name, text: name })));
+    const used = this.#panel.models.filter((one) => one.idle_s != null).sort((a, b) => a.idle_s - b.idle_s);
+    select.value = names.includes(this.#wished) ? this.#wished : (used[0]?.name ?? names[0] ?? "");
+  }
+
+  #body(messages) {
+    const body = { model: find("#chat-model", this.#root).value, messages: messages.map(forServer) };
     for (const name of SETTINGS) {
       const { value } = find(`#${name}`, this.#root);
       if (value !== "") body[name] = Number(value);
     }
     const system = find("#system", this.#root).value.trim();
-    if (system) body.messages.push({ role: "system", content: system });
-    body.messages.push(...this.#messages);
+    if (system) body.messages.unshift({ role: "system", content: system });
+    const tools = parseTools(find("#tools", this.#root).value);
+    if (tools) body.tools = tools;
     return body;
+  }
+
+  /** Says in the field itself whether it is a list of tools. */
+  #tools() {
+    const field = find("#tools", this.#root);
+    try {
+      parseTools(field.value);
+      field.setCustomValidity("");
+    } catch {
+      field.setCustomValidity(t("chat.tools_wrong"));
+    }
   }
 
   async #submit() {
@@ -90,101 +114,116 @@ export class Chat {
       settings.reportValidity();
       return;
     }
-    const asked = { role: "user", content: field.value };
-    const messages = this.#messages; // another list once the conversation is cleared
-    messages.push(asked);
+    const conversation = this.#conversation;
+    const text = field.value;
+    this.#ask(conversation, text);
     field.value = "";
-    this.#bubble("user", asked.content);
-    const abort = (this.#abort = new AbortController());
-    this.#running(true);
-    const answer = this.#answer();
-    this.#status("waiting for the first token");
-    try {
-      const figures = await streamAnswer(this.#body(), answer, abort.signal);
-      answer.done(figures);
-    } catch (error) {
-      answer.failed(error.message);
-    }
-    if (answer.said) {
-      messages.push({ role: "assistant", content: answer.said });
-      if (messages === this.#messages) this.#keep();
-    } else {
+    if (!openCalls(conversation.messages).length && !(await this.#answered(conversation))) {
       // Unanswered: it is not sent along with the next message, but may be sent again.
-      messages.pop();
-      if (messages === this.#messages) field.value ||= asked.content;
+      conversation.messages.pop();
+      if (conversation === this.#conversation) field.value ||= text;
     }
-    this.#abort = null;
-    this.#running(false);
-    this.#status("");
+    if (conversation.messages.length) this.#keep(conversation);
+    if (conversation === this.#conversation) this.#asks();
     if (document.activeElement === document.body) field.focus({ preventScroll: true });
   }
 
-  /** The growing answer: what `streamAnswer` calls, and how it ended. Drawn at most once a frame. */
-  #answer() {
-    const bubble = this.#bubble("assistant", "");
-    const body = find(".body", bubble);
-    const thoughts = el("details", { class: "thoughts", hidden: true }, el("summary", { text: "Thoughts" }), el("div"));
-    bubble.prepend(thoughts);
-    let [said, thought, frame] = ["", "", 0];
+  /** Takes the text into the conversation: as the result of the first call that waits for one, else as a message. */
+  #ask(conversation, text) {
+    const [call] = openCalls(conversation.messages);
+    const asked = call ? { role: "tool", tool_call_id: call.id, name: call.name, content: text } : { role: "user", content: text };
+    conversation.id ||= crypto.randomUUID?.() ?? String(Date.now() + Math.random());
+    conversation.title ||= text.trim().split("\n")[0].slice(0, TITLE_CHARS);
+    conversation.model = find("#chat-model", this.#root).value;
+    conversation.messages.push(asked);
+    this.#list.show(conversation.id, conversation.title);
+    this.#bubble(asked);
+  }
+
+  /** Streams the answer into the conversation; false where none came. */
+  async #answered(conversation) {
+    const made = { role: "assistant", content: "" };
+    const abort = (this.#abort = new AbortController());
+    const body = this.#body(conversation.messages);
+    const show = this.#growing(made);
+    // A page that is left in the midst of an answer keeps what was said.
+    const leave = () => hasCome(made) && conversations.save({ ...conversation, messages: [...conversation.messages, made] });
+    addEventListener("pagehide", leave);
+    this.#running(true);
+    this.#status(t("chat.first_wait"));
+    try {
+      made.figures = await streamAnswer(body, show, abort.signal);
+      show.end(figuresWords(made.figures), "figures");
+    } catch (error) {
+      show.end(error.message, "error");
+    }
+    removeEventListener("pagehide", leave);
+    if (hasCome(made)) conversation.messages.push(made);
+    this.#abort = null;
+    this.#running(false);
+    this.#status("");
+    return hasCome(made);
+  }
+
+  /** What `streamAnswer` calls while the answer `made` grows, and `end`. Drawn at most once a frame. */
+  #growing(made) {
+    const bubble = this.#bubble(made);
+    bubble.node.setAttribute("aria-busy", "true");
+    let frame = 0;
     const draw = () => {
       frame = 0;
-      render(body, said);
-      thoughts.hidden = !thought;
-      render(thoughts.lastChild, thought);
+      bubble.draw(made);
       this.#follow();
     };
-    const soon = () => (frame ||= requestAnimationFrame(draw));
-    const close = (text, kind) => {
-      cancelAnimationFrame(frame);
-      draw();
-      bubble.removeAttribute("aria-busy");
-      bubble.append(el("p", { class: kind, text }));
-      this.#follow();
+    const grow = (words, change) => {
+      this.#status(t(words));
+      change();
+      frame ||= requestAnimationFrame(draw);
     };
-    bubble.setAttribute("aria-busy", "true");
     return {
-      get said() {
-        return said;
-      },
-      text: (part) => {
-        if (!said) this.#status("answering");
-        said += part;
-        soon();
-      },
-      reasoning: (part) => {
-        if (!thought) this.#status("thinking");
-        thought += part;
-        soon();
-      },
+      text: (part) => grow("chat.answering", () => (made.content += part)),
+      reasoning: (part) => grow("chat.thinking", () => (made.thoughts = (made.thoughts ?? "") + part)),
+      call: (index, { id, function: { name = "", arguments: part = "" } }) =>
+        grow("chat.answering", () => {
+          made.calls ??= [];
+          made.calls[index] ??= { id, name, arguments: "" };
+          made.calls[index].arguments += part;
+        }),
       waiting: (words) => this.#status(words),
-      done: (figures) => close(figuresWords(figures), "figures"),
-      failed: (message) => close(message, "error"),
+      end: (text, kind) => {
+        cancelAnimationFrame(frame);
+        draw();
+        bubble.node.removeAttribute("aria-busy");
+        bubble.end(text, kind);
+        this.#follow();
+      },
     };
   }
 
-  #bubble(role, text) {
-    const body = el("div", { class: "body" });
-    render(body, text);
-    const bubble = el("li", { class: role, "aria-label": role === "user" ? "You" : "Answer" }, body);
-    find("#conversation", this.#root).append(bubble);
+  #keep(conversation) {
+    if (conversation.isDeleted) return;
+    if (!conversations.save(conversation)) notice(t("chat.full"), "error");
+    this.#list.show(conversation === this.#conversation ? conversation.id : undefined);
+  }
+
+  #bubble(message) {
+    const bubble = new Bubble(message);
+    find("#conversation", this.#root).append(bubble.node);
     find("#chat-hint", this.#root).hidden = true;
     this.#follow(true);
     return bubble;
+  }
+
+  /** Says in the field what is asked for: a message, or the result of a call. */
+  #asks() {
+    const [call] = openCalls(this.#conversation.messages);
+    find("#message", this.#root).placeholder = call ? t("chat.result_hint", { name: call.name }) : t("chat.message_hint");
   }
 
   /** Scrolls along, unless the reader has scrolled up. */
   #follow(always = false) {
     const box = find("#conversation", this.#root);
     if (always || box.scrollHeight - box.scrollTop - box.clientHeight < 120) box.scrollTop = box.scrollHeight;
-  }
-
-  #clear() {
-    this.#abort?.abort();
-    this.#messages = [];
-    localStorage.removeItem(KEPT);
-    find("#conversation", this.#root).replaceChildren();
-    find("#chat-hint", this.#root).hidden = false;
-    find("#message", this.#root).focus();
   }
 
   #running(yes) {
@@ -197,12 +236,4 @@ export class Chat {
   }
 }
 
-function figuresWords({ first_s: first, tokens, per_s: rate, exact, reason, prompt, reused }) {
-  const words = [];
-  if (REASONS[reason]) words.push(REASONS[reason]);
-  if (rate !== null) words.push(`${exact ? "" : "about "}${rate.toFixed(1)} tokens/s`);
-  if (first !== null) words.push(`first token after ${first < 1 ? `${Math.round(1000 * first)} ms` : `${first.toFixed(1)} s`}`);
-  words.push(`${exact ? "" : "about "}${tokens} tokens`);
-  if (reused) words.push(`${reused} of ${prompt} prompt tokens reused`);
-  return words.join(" · ");
-}
+const hasCome = (made) => made.content !== "" || made.calls !== undefined;

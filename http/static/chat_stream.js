@@ -1,10 +1,12 @@
 // One streamed answer of /v1/chat/completions, as callbacks and figures.
 
 import { ApiError, send } from "./api.js";
+import { t } from "./language.js";
 import { frames } from "./sse.js";
 
 /**
- * Sends `body` and follows the answer. `on` has `text(part)`, `reasoning(part)` and `waiting(words)`.
+ * Sends `body` and follows the answer. `on` has `text(part)`, `reasoning(part)`,
+ * `call(index, {id, function})`, which may come in parts, and `waiting(words)`.
  * Resolves to `{first_s, tokens, per_s, reason, exact, prompt, reused}`; `exact` is false where the tokens are counted by the parts.
  */
 export async function streamAnswer(body, on, signal) {
@@ -20,9 +22,9 @@ export async function streamAnswer(body, on, signal) {
   } catch (error) {
     if (error.name === "AbortError") return figures(told, started, "stopped");
     if (error instanceof ApiError) throw error;
-    throw new ApiError("The connection to the server was lost.");
+    throw new ApiError(t("error.lost"));
   }
-  if (told.reason === null) throw new ApiError("The connection to the server was lost.");
+  if (told.reason === null) throw new ApiError(t("error.lost"));
   return figures(told, started, told.reason);
 }
 
@@ -35,12 +37,13 @@ function chunk(data, on, told) {
   }
   for (const { delta, finish_reason: reason } of data.choices ?? []) {
     told.reason = reason ?? told.reason;
-    if (!delta.content && !delta.reasoning_content) continue;
+    if (!delta.content && !delta.reasoning_content && !delta.tool_calls) continue;
     told.last = performance.now();
     told.first ??= told.last;
     told.parts += 1;
     if (delta.reasoning_content) on.reasoning(delta.reasoning_content);
     if (delta.content) on.text(delta.content);
+    for (const { index, ...call } of delta.tool_calls ?? []) on.call(index, call);
   }
 }
 

@@ -1,12 +1,13 @@
 // Questions in a native <dialog>: Esc and a click beside it say no, and the focus goes back where it came from.
 
 import { el } from "./dom.js";
+import { t } from "./language.js";
 
 /**
  * Asks and resolves to the value of the button that was pressed, null for none. Enter in a field presses the first.
  * `actions` are `{label, value, kind}`; `body` are nodes or sentences.
  */
-export function askUser({ title, body = [], actions = [], refusal = "Cancel" }) {
+export function askUser({ title, body = [], actions = [], refusal = t("dialog.cancel") }) {
   const nodes = body.map((one) => (typeof one === "string" ? el("p", { text: one }) : one));
   const buttons = actions.map(({ label, value, kind }) => el("button", { value, class: kind, text: label }));
   // What does harm is not where Enter goes by itself.

@@ -3,6 +3,7 @@
 import { history } from "./api.js";
 import { arrange, el, find, say } from "./dom.js";
 import { localInput, moment } from "./format.js";
+import { t, worded } from "./language.js";
 
 const KEPT = 5000;
 const FETCHED = 1000;
@@ -47,7 +48,7 @@ export class EventLog extends EventTarget {
   #live(event) {
     this.#add([event]);
     this.#show();
-    if (event.severity !== "info") say(find("#event-news", this.#root), `${event.severity}: ${event.text}`);
+    if (event.severity !== "info") say(find("#event-news", this.#root), `${worded("severity", event.severity)}: ${event.text}`);
   }
 
   /** What the record has for the time that is shown; the last week where that is now. */
@@ -58,7 +59,7 @@ export class EventLog extends EventTarget {
       this.#add(await history("events", from, to, now, { points: FETCHED }));
       say(find("#log-note", this.#root), "");
     } catch (error) {
-      if (error.status !== 401) say(find("#log-note", this.#root), `The record can't be read: ${error.message}`);
+      if (error.status !== 401) say(find("#log-note", this.#root), t("plot.unread", { why: error.message }));
     }
     this.#show();
   }
@@ -90,7 +91,7 @@ export class EventLog extends EventTarget {
     const shown = matching.slice(0, this.#limit);
     arrange(find("#events-list", this.#root), shown.map((event) => this.#row(event)));
     find("#older", this.#root).hidden = matching.length <= shown.length;
-    say(find(".count", this.#root), matching.length === inRange.length ? `${inRange.length}` : `${matching.length} of ${inRange.length}`);
+    say(find(".count", this.#root), matching.length === inRange.length ? `${inRange.length}` : t("events.some", { n: matching.length, all: inRange.length }));
     find("#no-events", this.#root).hidden = shown.length > 0;
     this.dispatchEvent(new CustomEvent("change", { detail: inRange }));
   }
@@ -109,14 +110,14 @@ export class EventLog extends EventTarget {
     const select = find("#kind", this.#root);
     const known = new Set([...select.options].map((one) => one.value));
     const missing = new Set(events.map((one) => one.kind).filter((kind) => !known.has(kind)));
-    for (const kind of [...missing].sort()) select.append(el("option", { value: kind, text: kind.replaceAll("_", " ") }));
+    for (const kind of [...missing].sort()) select.append(el("option", { value: kind, text: worded("kind", kind) }));
   }
 
   #row(event) {
     if (!this.#rows.has(event)) {
       const time = el("time", { datetime: new Date(event.at * 1000).toISOString(), text: moment(event.at) });
-      const severity = el("span", { class: "severity", text: event.severity });
-      const text = el("span", { class: "text", text: event.text, title: event.kind.replaceAll("_", " ") });
+      const severity = el("span", { class: "severity", text: worded("severity", event.severity) });
+      const text = el("span", { class: "text", text: event.text, title: worded("kind", event.kind) });
       this.#rows.set(event, el("li", { class: event.severity, "data-kind": event.kind }, time, severity, text));
     }
     return this.#rows.get(event);

@@ -1,6 +1,7 @@
 // The live feed: one connection to /admin/events that comes back by itself.
 
 import { ApiError, send } from "./api.js";
+import { language, t } from "./language.js";
 import { frames } from "./sse.js";
 
 const FIRST_RETRY_MS = 500;
@@ -9,7 +10,7 @@ const LONGEST_RETRY_MS = 5000;
 const SILENCE_MS = 15_000;
 
 /**
- * Dispatches "hello", "sample", "models" and "journal" with the server's data as `detail`, and "connection" with
+ * Dispatches "hello", "sample", "models", "pulls" and "journal" with the server's data as `detail`, and "connection" with
  * `{state: "live" | "gone" | "refused", reason, retryMs}`.
  */
 export class Feed extends EventTarget {
@@ -28,11 +29,11 @@ export class Feed extends EventTarget {
     clearTimeout(this.#timer);
     this.#abort?.abort();
     const abort = (this.#abort = new AbortController());
-    let reason = "The server closed the connection.";
+    let reason = t("error.closed");
     try {
       await this.#follow(abort);
     } catch (error) {
-      reason = error.name === "AbortError" ? "The server fell silent." : error.message;
+      reason = error.name === "AbortError" ? t("error.silent") : error.message;
       if (error instanceof ApiError && (error.status === 401 || error.status === 403)) {
         this.#tell("connection", { state: "refused", reason });
         return;
@@ -52,7 +53,7 @@ export class Feed extends EventTarget {
     };
     try {
       heard();
-      for await (const frame of frames(await send("/admin/events", { signal: abort.signal }))) {
+      for await (const frame of frames(await send(`/admin/events?language=${language}`, { signal: abort.signal }))) {
         heard();
         if (frame.data === undefined) continue;
         const detail = JSON.parse(frame.data);

@@ -1,10 +1,10 @@
 // The current figures: how full it is, by whose reading, and who holds what.
 
 import { el, find, say } from "./dom.js";
-import { bytes, duration, percent } from "./format.js";
+import { bytes, duration, number, percent } from "./format.js";
+import { t, worded } from "./language.js";
 
 const SOON_S = 300;
-const ADMISSION = { open: "loads are granted", closed: "no loads now" };
 
 export class Figures {
   #root;
@@ -20,7 +20,7 @@ export class Figures {
     for (const [level, value] of Object.entries(thresholds)) {
       const mark = find(`#hold .mark.${level}`, this.#root);
       mark.style.left = `${value}%`;
-      mark.title = `${level} from ${value} %`;
+      mark.title = t("memory.mark", { level: worded("level", level), n: value });
     }
   }
 
@@ -33,13 +33,13 @@ export class Figures {
   show(sample) {
     const part = (id) => find(`#${id}`, this.#root);
     const ours = sample.front + Object.values(sample.models).reduce((sum, one) => sum + one, 0);
-    say(part("percent"), sample.percent == null ? "–" : sample.percent.toFixed(1));
-    say(part("level"), sample.level);
+    say(part("percent"), sample.percent == null ? "–" : number(sample.percent, 1));
+    say(part("level"), worded("level", sample.level));
     this.#root.dataset.level = sample.level;
     say(part("trend"), trend(sample));
-    say(part("admission"), ADMISSION[sample.admission] ?? sample.admission);
+    say(part("admission"), worded("memory", sample.admission));
     if (sample.total == null) return; // memory can't be read; the trend says why
-    say(part("used"), `${bytes(sample.used)} of ${bytes(sample.total)}`);
+    say(part("used"), t("memory.of", { part: bytes(sample.used), whole: bytes(sample.total) }));
     say(part("ours"), `${bytes(ours)} (${percent((100 * ours) / sample.total)})`);
     say(part("room"), this.#room(sample));
     this.#sources(sample);
@@ -49,7 +49,7 @@ export class Figures {
   #room(sample) {
     if (!this.#thresholds) return "–";
     const left = (sample.total * this.#thresholds.warning) / 100 - sample.used;
-    return left > 0 ? bytes(left) : `none: ${bytes(-left)} over`;
+    return left > 0 ? bytes(left) : t("memory.over", { size: bytes(-left) });
   }
 
   #sources(sample) {
@@ -58,9 +58,9 @@ export class Figures {
       const binds = name === sample.source;
       const line = list.querySelector(`[data-name="${CSS.escape(name)}"]`) ?? source(name);
       line.classList.toggle("binds", binds);
-      say(find(".name", line), binds ? `${name} (binds)` : name);
+      say(find(".name", line), binds ? t("memory.binds", { name }) : name);
       say(find(".value", line), percent(one.percent));
-      line.title = `${bytes(one.used)} of ${bytes(one.total)}`;
+      line.title = t("memory.of", { part: bytes(one.used), whole: bytes(one.total) });
       find(".fill", line).style.width = `${Math.min(100, one.percent)}%`;
       return line;
     });
@@ -73,8 +73,8 @@ export class Figures {
     const names = find("#holders", this.#root);
     const models = Object.entries(sample.models).filter(([, held]) => held > 0);
     const parts = [
-      ["others", "everything else", Math.max(0, sample.used - ours)],
-      ["server", "the server", sample.front],
+      ["others", t("memory.others"), Math.max(0, sample.used - ours)],
+      ["server", t("memory.server"), sample.front],
       ...models.map(([name, held]) => [`hue-${this.hue(name)}`, name, held]),
     ];
     while (bar.children.length < parts.length) {
@@ -108,5 +108,5 @@ function source(name) {
 function trend(sample) {
   if (sample.problems.length) return sample.problems.join("; ");
   const seconds = sample.seconds_to_critical;
-  return seconds == null || seconds > SOON_S ? "" : `At this rate memory is critically full in ${duration(seconds)}.`;
+  return seconds == null || seconds > SOON_S ? "" : t("memory.soon", { time: duration(seconds) });
 }

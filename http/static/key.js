@@ -3,23 +3,24 @@
 import { access, hasKey, setKey } from "./api.js";
 import { askUser } from "./dialog.js";
 import { el } from "./dom.js";
+import { t } from "./language.js";
 
 let asking = null;
 
 /** Calls `onKey` after a key was entered or forgotten. */
 export function watchAccess(onKey) {
-  access.addEventListener("unauthorized", () => askForKey(onKey, hasKey() ? "The server does not accept the key that was entered." : "This server asks for an API key."));
+  access.addEventListener("unauthorized", () => askForKey(onKey, t(hasKey() ? "key.refused" : "key.asked")));
 }
 
 export async function askForKey(onKey, sentence) {
   if (asking) return;
   const input = el("input", { id: "key-input", type: "password", autocomplete: "off", required: true, spellcheck: "false" });
   asking = askUser({
-    title: "API key",
-    body: [sentence, el("label", { for: "key-input", text: "Key" }), input, el("p", { class: "hint", text: "It is kept in this browser only." })],
+    title: t("key.title"),
+    body: [sentence, el("label", { for: "key-input", text: t("head.key") }), input, el("p", { class: "hint", text: t("key.only_here") })],
     actions: [
-      { label: "Use this key", value: "use", kind: "primary" },
-      ...(hasKey() ? [{ label: "Forget the key", value: "forget" }] : []),
+      { label: t("key.use"), value: "use", kind: "primary" },
+      ...(hasKey() ? [{ label: t("key.forget"), value: "forget" }] : []),
     ],
   });
   const choice = await asking;

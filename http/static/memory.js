@@ -4,6 +4,7 @@ import { history } from "./api.js";
 import { find, say } from "./dom.js";
 import { Figures } from "./figures.js";
 import { bytes, moment, percent } from "./format.js";
+import { t, worded } from "./language.js";
 import { MemoryPlot } from "./memory_plot.js";
 import { columns, LEVELS, row, Samples } from "./samples.js";
 
@@ -98,10 +99,10 @@ export class MemoryPanel {
       const rows = await history("samples", from, to, this.#feed.now(), asked);
       if (fetching.signal.aborted) return;
       this.#recorded = { rows, spacing: (to - from) / POINTS };
-      say(find("#plot-note", this.#root), rows.length ? "" : "Nothing was recorded in this time.");
+      say(find("#plot-note", this.#root), rows.length ? "" : t("plot.nothing"));
     } catch (error) {
       if (error.name === "AbortError") return;
-      say(find("#plot-note", this.#root), `The record can't be read: ${error.message}`);
+      say(find("#plot-note", this.#root), t("plot.unread", { why: error.message }));
     }
     this.#draw();
     if (this.#range.isLive) this.#refresh = setTimeout(() => this.#fetch(), REFRESH_MS);
@@ -175,7 +176,7 @@ export class MemoryPanel {
       button.setAttribute("aria-pressed", String(chosen));
     }
     find("#ranges [data-act=live]", this.#root).hidden = this.#range.isLive;
-    const shown = this.#range.isLive ? "" : `${moment(this.#range.from)} to ${moment(this.#range.to)}`;
+    const shown = this.#range.isLive ? "" : t("range.shown", { from: moment(this.#range.from), to: moment(this.#range.to) });
     say(find("#shown", this.#root), shown);
     this.#point(null);
   }
@@ -184,7 +185,7 @@ export class MemoryPanel {
   #point(index) {
     const at = index == null ? null : this.#times[index];
     const found = at == null ? null : this.#rows.find((one) => one[0] === at);
-    const words = found && `${moment(found[0])}  ${percent(found[1])}  ${LEVELS[found[2]]}, ours ${bytes(found[3])}`;
+    const words = found && t("plot.point", { at: moment(found[0]), percent: percent(found[1]), level: worded("level", LEVELS[found[2]]), ours: bytes(found[3]) });
     say(find("#readout", this.#root), words ?? "");
   }
 }

@@ -1,6 +1,8 @@
 // The plot of memory over time: uPlot, the three thresholds, marks for events. Draws what it is given.
 
-import { moment, timeOfDay } from "./format.js";
+import { dayMonth, moment, timeOfDay } from "./format.js";
+import { t, worded } from "./language.js";
+import { touchZoom } from "./plot_touch.js";
 
 const { uPlot } = window; // a classic script, loaded before the modules
 const HEIGHT = { wide: 260, narrow: 190 };
@@ -59,6 +61,12 @@ export class MemoryPlot {
     this.#colors = this.#pickColors();
     this.#plot = new uPlot(this.#options(), this.#data, this.#root);
     this.#plot.setScale("x", { min: this.#range[0], max: this.#range[1] });
+    const height = () => this.#plot.over.clientHeight;
+    touchZoom(this.#plot.over, {
+      onPoint: (left) => this.#plot.setCursor({ left, top: height() / 2 }),
+      // As the mouse has it: the hook zooms once the selection is told to be done.
+      onSelect: (from, to, isDone) => this.#plot.setSelect({ left: from, width: to - from, top: 0, height: height() }, isDone),
+    });
   }
 
   #size() {
@@ -177,11 +185,15 @@ export class MemoryPlot {
       const line = this.#plot.valToPos(from, "y", true);
       // Above its line, or below where there is no room.
       const y = line - bbox.top < 13 * scale ? line + 13 * scale : line - 2 * scale;
-      const name = `${level} ${from} %`;
+      const name = t("memory.threshold", { level: worded("level", level), n: from });
       if (lastY - y >= 12 * scale) x = bbox.left + 6 * scale;
+      const { width } = ctx.measureText(name);
+      // A ground of its own, since the line of the level above may run through it.
+      ctx.fillStyle = this.#colors.panel;
+      ctx.fillRect(x - 2 * scale, y - 11 * scale, width + 4 * scale, 11 * scale);
       ctx.fillStyle = this.#colors[level];
       ctx.fillText(name, x, y);
-      x += ctx.measureText(name).width + 10 * scale;
+      x += width + 10 * scale;
       lastY = y;
     }
   }
@@ -203,6 +215,6 @@ function label(at, step) {
   if (step < 60) return timeOfDay(at);
   const date = new Date(at * 1000);
   return step >= 86400 || (date.getHours() === 0 && date.getMinutes() === 0)
-    ? date.toLocaleDateString("en-GB", { day: "numeric", month: "short" })
+    ? dayMonth.format(date)
     : moment(at, false).slice(-5);
 }

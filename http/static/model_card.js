@@ -1,19 +1,10 @@
 // One model's card. Built once, then only its words and bars change, so that the focus stays on its buttons.
 
 import { el, find, say } from "./dom.js";
-import { ago, bytes, duration, percent } from "./format.js";
+import { ago, bytes, duration, number, percent, rate } from "./format.js";
+import { t, worded } from "./language.js";
 
 const HELD = new Set(["loading", "ready", "busy", "draining", "backoff"]);
-const WORDS = {
-  cold: "not loaded",
-  ready: "ready",
-  busy: "answering",
-  draining: "finishing",
-  stopping: "unloading",
-  stopped: "unloaded",
-  backoff: "restarting",
-  failed: "failed",
-};
 
 export const isHeld = (model) => HELD.has(model.state);
 
@@ -31,13 +22,14 @@ export class ModelCard {
       el("div", { class: "meter", "aria-hidden": "true" }, el("span", { class: "fill" })),
       el("p", { class: "facts" }),
       el("p", { class: "facts minor" }),
+      el("p", { class: "facts plan" }),
       el("p", { class: "error", hidden: true }),
       el(
         "div",
         { class: "actions" },
         el("button", { class: "main", onclick: () => this.#press(act, isHeld(this.#model) ? "unload" : "load") }),
         el("button", { class: "pin", onclick: () => this.#press(act, this.#model.pinned ? "unpin" : "pin") }),
-        el("button", { class: "plain", text: "Settings", "aria-label": `Settings of ${name}`, onclick: () => act("settings", name) }),
+        el("button", { class: "plain", text: t("card.settings"), "aria-label": t("card.settings_of", { name }), onclick: () => act("settings", name) }),
       ),
     );
   }
@@ -56,8 +48,14 @@ export class ModelCard {
     const error = find(".error", node);
     error.hidden = !model.error;
     say(error, model.error ?? "");
+    find(".plan", node).hidden = isHeld(model);
     this.#buttons();
     this.tick();
+  }
+
+  /** What a load would do, as long as the model is not loaded. */
+  plan(words) {
+    say(find(".plan", this.node), words);
   }
 
   /** What goes on by itself: ages and the countdown. */
@@ -65,9 +63,9 @@ export class ModelCard {
     const { idle_s: idle, unload_in_s: left, pinned, state, heardAt } = this.#model;
     const since = (performance.now() - heardAt) / 1000;
     const words = [];
-    if (state !== "busy" && idle != null) words.push(`used ${ago(idle + since)}`);
-    if (left != null) words.push(`unloads in ${duration(left - since)}`);
-    if (pinned) words.push("pinned: stays loaded");
+    if (state !== "busy" && idle != null) words.push(t("card.used", { ago: ago(idle + since) }));
+    if (left != null) words.push(t("card.leaves", { time: duration(left - since) }));
+    if (pinned) words.push(t("card.pinned"));
     say(find(".minor", this.node), words.join(" · "));
   }
 
@@ -75,15 +73,16 @@ export class ModelCard {
     const { state, pinned } = this.#model;
     const leaving = state === "stopping" || state === "draining";
     const main = find(".main", this.node);
-    const verb = isHeld(this.#model) || leaving ? "Unload" : "Load";
-    say(main, verb);
+    const verb = isHeld(this.#model) || leaving ? "unload" : "load";
+    say(main, t(`card.${verb}`));
     // Not `disabled`, which would take the focus away.
-    main.setAttribute("aria-disabled", String(leaving || this.#pending === verb.toLowerCase()));
-    main.setAttribute("aria-label", `${verb} ${this.name}`);
+    main.setAttribute("aria-disabled", String(leaving || this.#pending === verb));
+    main.setAttribute("aria-label", t("card.of", { verb: t(`card.${verb}`), name: this.name }));
     const pin = find(".pin", this.node);
-    say(pin, pinned ? "Unpin" : "Pin");
-    pin.title = pinned ? "Let it be unloaded for being idle or to make room" : "Never unload it for being idle or to make room";
-    pin.setAttribute("aria-label", `${pinned ? "Unpin" : "Pin"} ${this.name}`);
+    const word = t(pinned ? "card.unpin" : "card.pin");
+    say(pin, word);
+    pin.title = t(pinned ? "card.unpin_hint" : "card.pin_hint");
+    pin.setAttribute("aria-label", t("card.of", { verb: word, name: this.name }));
   }
 
   async #press(act, verb) {
@@ -97,21 +96,21 @@ export class ModelCard {
 }
 
 function stateWord(model) {
-  if (model.state !== "loading") return WORDS[model.state] ?? model.state;
-  if (!model.total_bytes) return model.stage ? `loading: ${model.stage}` : "loading";
-  return `loading ${Math.floor((100 * model.done_bytes) / model.total_bytes)} %`;
+  if (model.state !== "loading" || !(model.total_bytes || model.stage)) return worded("state", model.state);
+  if (!model.total_bytes) return t("state.loading_stage", { stage: worded("stage", model.stage) });
+  return t("state.loading_part", { n: Math.floor((100 * model.done_bytes) / model.total_bytes) });
 }
 
-const share = (held, total) => (total ? `${bytes(held)}, ${percent((100 * held) / total)} of all` : bytes(held));
+const share = (held, total) => (total ? t("card.share", { size: bytes(held), percent: percent((100 * held) / total) }) : bytes(held));
 
 function facts(model, total) {
   const words = [];
-  if (model.state === "loading" && model.total_bytes) words.push(`${model.stage} ${bytes(model.done_bytes)} of ${bytes(model.total_bytes)}`);
+  if (model.state === "loading" && model.total_bytes) words.push(t("card.progress", { stage: worded("stage", model.stage), done: bytes(model.done_bytes), total: bytes(model.total_bytes) }));
   else if (model.footprint_bytes) words.push(share(model.footprint_bytes, total));
-  if (model.active) words.push(`${model.active} active`);
-  if (model.queued - model.paused) words.push(`${model.queued - model.paused} queued`);
-  if (model.paused) words.push(`${model.paused} paused`);
-  if (model.active && model.tokens_per_s) words.push(`${model.tokens_per_s.toFixed(model.tokens_per_s < 10 ? 1 : 0)} tokens/s`);
-  if (model.info && !model.active) words.push(`${model.info.device} ${model.info.dtype}`, `context ${model.info.context.toLocaleString("en")}`);
+  if (model.active) words.push(t("card.active", { n: model.active }));
+  if (model.queued - model.paused) words.push(t("card.queued", { n: model.queued - model.paused }));
+  if (model.paused) words.push(t("card.paused", { n: model.paused }));
+  if (model.active && model.tokens_per_s) words.push(rate(model.tokens_per_s));
+  if (model.info && !model.active) words.push(`${model.info.device} ${model.info.dtype}`, t("card.context", { n: number(model.info.context) }));
   return words.join(" · ");
 }

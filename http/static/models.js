@@ -1,9 +1,11 @@
 // The models panel: cards, and what their buttons and the clean-up do.
 
 import { get, modelPath, post } from "./api.js";
+import { CardPlans } from "./card_plans.js";
 import { askUser } from "./dialog.js";
 import { arrange, el, find, say } from "./dom.js";
-import { count, listed } from "./format.js";
+import { listed } from "./format.js";
+import { t } from "./language.js";
 import { isHeld, ModelCard } from "./model_card.js";
 import { changeSettings } from "./model_settings.js";
 import { notice, told } from "./notices.js";
@@ -16,12 +18,15 @@ export class ModelsPanel extends EventTarget {
   #cards = new Map();
   #models = [];
   #total = null;
+  #plans = new CardPlans();
+  #downloads;
   #hue;
 
-  /** `hue(name)` is the model's colour elsewhere on the page. Dispatches "change" when the list changed. */
-  constructor(root, feed, hue) {
+  /** `downloads` fetch what is not here; `hue(name)` is the model's colour elsewhere on the page. Dispatches "change" when the list changed. */
+  constructor(root, feed, downloads, hue) {
     super();
     this.#root = root;
+    this.#downloads = downloads;
     this.#hue = hue;
     feed.addEventListener("sample", ({ detail }) => this.#whole(detail.total));
     feed.addEventListener("models", ({ detail }) => this.#show(detail.models));
@@ -50,14 +55,19 @@ export class ModelsPanel extends EventTarget {
       return card.node;
     });
     arrange(find("#cards", this.#root), nodes);
-    const loaded = models.filter(isHeld).length;
-    say(find(".count", this.#root), `${loaded} of ${models.length} loaded`);
+    const held = models.filter(isHeld);
+    this.#plans.update(models.filter((one) => !isHeld(one)), held);
+    say(find(".count", this.#root), t("models.loaded", { n: held.length, all: models.length }));
     find("#no-models", this.#root).hidden = models.length > 0;
     this.dispatchEvent(new Event("change"));
   }
 
   #card(name) {
-    if (!this.#cards.has(name)) this.#cards.set(name, new ModelCard(name, (verb, of) => told(() => this.#act(verb, of))));
+    if (!this.#cards.has(name)) {
+      const made = new ModelCard(name, (verb, of) => told(() => this.#act(verb, of)));
+      this.#cards.set(name, made);
+      this.#plans.watch(made);
+    }
     return this.#cards.get(name);
   }
 
@@ -70,20 +80,20 @@ export class ModelsPanel extends EventTarget {
       await this.#unload(name);
     } else if (await this.#mayLoad(name)) {
       await post(modelPath(name, "load"));
-      notice(`${name} is loaded.`);
+      notice(t("models.is_loaded", { name }));
     }
   }
 
   async #unload(name) {
     const active = this.#models.find((one) => one.name === name)?.active ?? 0;
     const question = {
-      title: `Unload ${name}?`,
-      body: [`${name} is giving ${count(active, "answer")}; what is not finished within the grace time ends with an error.`],
-      actions: [{ label: "Unload", value: "unload", kind: "danger" }],
+      title: t("models.unload_question", { name }),
+      body: [t("models.unload_body", { name, n: active })],
+      actions: [{ label: t("card.unload"), value: "unload", kind: "danger" }],
     };
     if (active && !(await askUser(question))) return;
     await post(modelPath(name, "unload"));
-    notice(`${name} is unloaded.`);
+    notice(t("models.is_unloaded", { name }));
   }
 
   async #mayLoad(name) {
@@ -92,24 +102,27 @@ export class ModelsPanel extends EventTarget {
       question = loadQuestion(await get(`/admin/plan?model=${encodeURIComponent(name)}`));
     } catch (error) {
       // The server can't say what it needs before its files are here.
-      if (error.status !== 503 || !error.message.includes("not here yet")) throw error;
+      if (error.code !== "not_here") throw error;
       question = fetchQuestion(name, error.message);
     }
-    return question === null || (await askUser(question)) === "load";
+    if (question === null) return true;
+    const choice = await askUser(question);
+    if (choice === "fetch") await this.#downloads.start(name);
+    return choice === "load";
   }
 
   async #cleanUp() {
     const [gentle, all] = [cleanupVictims(this.#models, false), cleanupVictims(this.#models, true)];
-    const words = (victims) => (victims.length ? `Now: ${listed(victims)}.` : "Now: nothing to unload.");
+    const words = (victims) => (victims.length ? t("cleanup.now", { names: listed(victims) }) : t("cleanup.now_none"));
     const choice = await askUser({
-      title: "Free memory",
+      title: t("cleanup.title"),
       body: [
-        el("p", {}, el("strong", { text: "Idle models" }), " are unloaded, least recently used first; pinned ones and the one used last stay. ", words(gentle)),
-        el("p", {}, el("strong", { text: "All models" }), " are unloaded, pinned ones too; answers that are running get a short grace and then end with an error. ", words(all)),
+        el("p", {}, el("strong", { text: t("cleanup.idle") }), t("cleanup.idle_body"), words(gentle)),
+        el("p", {}, el("strong", { text: t("cleanup.all") }), t("cleanup.all_body"), words(all)),
       ],
       actions: [
-        { label: "Unload idle models", value: "idle", kind: "primary" },
-        { label: "Unload all models", value: "all", kind: "danger" },
+        { label: t("cleanup.do_idle"), value: "idle", kind: "primary" },
+        { label: t("cleanup.do_all"), value: "all", kind: "danger" },
       ],
     });
     if (choice === null) return;

@@ -1,64 +1,54 @@
 // What a load or a clean-up would do, in words. Decisions are the server's; nothing here touches the page.
 
 import { gigabytes, listed, percent } from "./format.js";
+import { t } from "./language.js";
+
+/** What a load by this plan would do, in a few words for the card; "" where nothing is to be said. */
+export function planWords(plan) {
+  const needs = gigabytes(plan.required_gb);
+  const key = { load: "fits", evict: "evicts", wait: "waits", line: "waits", never: "never" }[plan.verdict] ?? "refused";
+  return t(`plan.${key}`, { needs, names: listed(plan.evict) });
+}
 
 /** The question to ask before a load by its plan, or null where it harms nobody. */
 export function loadQuestion(plan) {
-  const { model, verdict, evict, blockers } = plan;
-  const needs = gigabytes(plan.required_gb);
-  const free = gigabytes(plan.available_gb);
+  const { model: name, verdict, evict, blockers } = plan;
+  const values = { name, needs: gigabytes(plan.required_gb), free: gigabytes(plan.available_gb), percent: percent(plan.percent_after) };
   if (verdict === "load") return null;
   if (verdict === "evict") {
-    const victims = listed(evict);
+    const names = listed(evict);
     return {
-      title: `Load ${model}?`,
-      body: [
-        `Loading ${model} (needs ${needs}) will unload ${victims}.`,
-        `${free} may still be granted; unloading makes room. Memory would be ${percent(plan.percent_after)} full afterwards.`,
-      ],
-      actions: [{ label: `Unload ${victims} and load`, value: "load", kind: "primary" }],
+      title: t("plan.load_question", values),
+      body: [t("plan.evict_body", { ...values, names }), t("plan.evict_after", values)],
+      actions: [{ label: t("plan.evict_do", { names }), value: "load", kind: "primary" }],
     };
   }
-  if (verdict === "wait") {
+  if (verdict === "wait" || verdict === "line") {
     return {
-      title: `Load ${model}?`,
-      body: [`${model} needs ${needs} and ${free} may be granted now. It loads as soon as a model that is leaving is gone.`],
-      actions: [{ label: "Load when there is room", value: "load", kind: "primary" }],
-    };
-  }
-  if (verdict === "line") {
-    return {
-      title: `Load ${model}?`,
-      body: [`${model} needs ${needs} and ${free} may be granted now. It loads as soon as it is free: ${listed(blockers)}.`],
-      actions: [{ label: "Load when there is room", value: "load", kind: "primary" }],
+      title: t("plan.load_question", values),
+      body: [t(`plan.${verdict}_body`, { ...values, names: listed(blockers) })],
+      actions: [{ label: t("plan.wait_do"), value: "load", kind: "primary" }],
     };
   }
   if (verdict === "never") {
-    return {
-      title: `${model} does not fit`,
-      body: [
-        `${model} needs ${needs}. That is more than this machine may use for models, whatever is unloaded.`,
-        "A smaller or more strongly quantised model would fit, or one with a shorter context.",
-      ],
-      refusal: "Close",
-    };
+    return { title: t("plan.never_title", values), body: [t("plan.never_body", values), t("plan.never_hint")], refusal: t("dialog.close") };
   }
   return {
-    title: `${model} does not fit now`,
-    body: [
-      `${model} needs ${needs}, but only ${free} may be granted now and no idle model can make room.`,
-      ...(blockers.length ? [`In the way: ${listed(blockers)}.`] : ["Other programs hold the memory."]),
-    ],
-    refusal: "Close",
+    title: t("plan.refuse_title", values),
+    body: [t("plan.refuse_body", values), blockers.length ? t("plan.blockers", { names: listed(blockers) }) : t("plan.other_programs")],
+    refusal: t("dialog.close"),
   };
 }
 
 /** The question where the need is not known, since the files have to be fetched first. */
-export function fetchQuestion(model, sentence) {
+export function fetchQuestion(name, sentence) {
   return {
-    title: `Load ${model}?`,
-    body: [`${sentence}.`.replace("..", "."), "Loading fetches them first; what has to make room is decided then."],
-    actions: [{ label: "Fetch and load", value: "load", kind: "primary" }],
+    title: t("plan.load_question", { name }),
+    body: [`${sentence}.`.replace("..", "."), t("plan.fetch_hint")],
+    actions: [
+      { label: t("plan.fetch_do"), value: "load", kind: "primary" },
+      { label: t("hub.download"), value: "fetch" },
+    ],
   };
 }
 
@@ -72,7 +62,7 @@ export function cleanupVictims(models, aggressive) {
 }
 
 export function cleanupResult(report) {
+  if (!report.unloaded.length) return t("cleanup.nothing");
   const freed = gigabytes(report.freed_bytes / 2 ** 30);
-  if (!report.unloaded.length) return "The clean-up found nothing to unload.";
-  return `Unloaded ${listed(report.unloaded)}: ${freed} are back, memory went from ${percent(report.percent_before)} to ${percent(report.percent_after)}.`;
+  return t("cleanup.done", { names: listed(report.unloaded), freed, before: percent(report.percent_before), after: percent(report.percent_after) });
 }

@@ -2,11 +2,10 @@
 
 import { get } from "./api.js";
 import { arrange, el, find, say } from "./dom.js";
-import { moment } from "./format.js";
+import { moment, rate, seconds } from "./format.js";
+import { t, worded } from "./language.js";
 
 const SHOWN = 200;
-
-const seconds = (value) => (value == null ? "–" : value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(1)} s`);
 
 export class RequestsPanel {
   #root;
@@ -44,18 +43,18 @@ export class RequestsPanel {
       this.#show((await get(`/admin/requests?${query}`)).requests);
       say(find("#request-note", this.#root), "");
     } catch (error) {
-      say(find("#request-note", this.#root), `The requests can't be read: ${error.message}`);
+      say(find("#request-note", this.#root), t("requests.unread", { why: error.message }));
     }
   }
 
   #show(rows) {
-    say(find(".count", this.#root), rows.length === SHOWN ? `the newest ${SHOWN}` : `${rows.length}`);
+    say(find(".count", this.#root), rows.length === SHOWN ? t("requests.newest", { n: SHOWN }) : `${rows.length}`);
     find("#no-requests", this.#root).hidden = rows.length > 0;
     arrange(find("tbody", this.#root), rows.map((row) => this.#row(row)));
   }
 
   #row(row) {
-    const open = el("button", { class: "plain", text: moment(row.ended_at), "aria-label": `Where the time of the request at ${moment(row.ended_at)} went`, onclick: () => this.#open(row.id, made) });
+    const open = el("button", { class: "plain", text: moment(row.ended_at), "aria-label": t("requests.where", { at: moment(row.ended_at) }), onclick: () => this.#open(row.id, made) });
     const figures = [row.prompt_tokens, row.reused_tokens, row.completion_tokens, seconds(row.first_token_s), seconds(row.seconds)];
     const made = el(
       "tr",
@@ -64,7 +63,7 @@ export class RequestsPanel {
       el("td", { text: row.key || "–" }),
       el("td", { text: row.model }),
       ...figures.map((figure) => el("td", { class: "figure", text: String(figure) })),
-      el("td", { text: row.outcome, title: row.why, "data-outcome": row.outcome }),
+      el("td", { text: worded("ending", row.outcome), title: row.why, "data-outcome": row.outcome }),
     );
     return made;
   }
@@ -84,7 +83,7 @@ export class RequestsPanel {
 
 function arrangeOptions(select, names) {
   if ([...select.options].map((one) => one.value).join("\n") === names.join("\n")) return;
-  select.replaceChildren(...names.map((name) => el("option", { value: name, text: name || "all" })));
+  select.replaceChildren(...names.map((name) => el("option", { value: name, text: name || t("events.all") })));
 }
 
 /** A row with one bar for each stretch of the request's time. */
@@ -94,14 +93,14 @@ function waterfall(told) {
     const bar = el("i", { "data-stage": stage });
     bar.style.marginLeft = `${Math.min(99, (100 * start) / whole)}%`;
     bar.style.width = `${Math.max(0.5, Math.min(100, (100 * length) / whole))}%`;
-    return el("li", {}, el("span", { text: stage }), el("span", { class: "figure", text: seconds(length) }), el("span", { class: "track" }, bar));
+    return el("li", {}, el("span", { text: worded("stage", stage) }), el("span", { class: "figure", text: seconds(length) }), el("span", { class: "track" }, bar));
   });
-  const speed = told.stages_s.decode && told.completion_tokens > 1 ? `, ${((told.completion_tokens - 1) / told.stages_s.decode).toFixed(1)} tokens/s` : "";
-  const reused = told.reused_from ? `, ${told.reused_tokens} tokens reused from ${told.reused_from}` : "";
+  const speed = told.stages_s.decode && told.completion_tokens > 1 ? `, ${rate((told.completion_tokens - 1) / told.stages_s.decode)}` : "";
+  const reused = told.reused_from ? `, ${t("requests.reused_from", { n: told.reused_tokens, from: told.reused_from })}` : "";
   const texts = told.texts ? [el("pre", { text: `${told.texts.prompt}\n\n${told.texts.answer}` })] : [];
   return el(
     "tr",
     { class: "waterfall" },
-    el("td", { colspan: "9" }, el("p", { class: "hint", text: `${told.id} · ${told.api}${speed}${reused}${told.why ? ` · ${told.why}` : ""}` }), el("ol", { "aria-label": "Stages" }, ...bars), ...texts),
+    el("td", { colspan: "9" }, el("p", { class: "hint", text: `${told.id} · ${told.api}${speed}${reused}${told.why ? ` · ${told.why}` : ""}` }), el("ol", { "aria-label": t("requests.stages") }, ...bars), ...texts),
   );
 }

@@ -110,6 +110,7 @@ class Hub:
             handler.wfile.flush()
             self.cut_at = None
             self.stalled.set()
+            handler.close_connection = True  # or a patient client waits for the rest
             return self.go_on.wait(60)
         handler.wfile.write(part)
         return None

@@ -66,6 +66,26 @@ def test_ranges_are_chosen_by_buttons_and_by_dragging_in_the_plot(serve, visit):
     expect(page.locator("#events-list li").first).to_be_visible()
 
 
+def test_a_finger_drags_in_the_plot_as_a_mouse_does(serve, visit):
+    page = visit(serve({}), has_touch=True, viewport={"width": 360, "height": 740}).page
+    box = page.locator("#plot .u-over").bounding_box()
+    browser = page.context.new_cdp_session(page)
+
+    def touch(kind, *x):
+        points = [{"x": box["x"] + one, "y": box["y"] + 60} for one in x]
+        browser.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", 60)
+    touch("touchEnd")
+    expect(page.locator("#shown")).to_be_empty()  # that was a tap
+    touch("touchStart", 60)
+    for x in (80, 120, 180):
+        touch("touchMove", x)
+    touch("touchEnd")
+    expect(page.locator("#shown")).to_contain_text(" to ")
+    expect(page.locator("#plot .u-select")).to_have_css("width", "0px")
+
+
 def test_new_thresholds_are_there_after_a_reload(serve, visit):
     site = serve({}, memory={"warning_percent": 85})
     page = visit(site).page

@@ -50,6 +50,8 @@ def test_a_load_that_evicts_says_so_first(serve, visit, card):
     site = serve(PAIR, memory=TIGHT)
     site.load("first")
     page = visit(site).page
+    # Said on the card, before anything is pressed.
+    expect(card(page, "second").locator(".plan")).to_have_text(re.compile("^needs .+, would unload first$"))
     load = card(page, "second").get_by_role("button", name="Load")
     load.click()
     dialog = page.get_by_role("dialog")

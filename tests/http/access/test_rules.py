@@ -42,6 +42,7 @@ KEY = "a-key-of-some-length"
         ("POST", "/v1/messages/count_tokens", Role.USER),
         ("POST", "/api/generate", Role.USER),
         ("POST", "/api/pull", Role.ADMIN),
+        ("GET", "/admin/search", Role.ADMIN),
         ("DELETE", "/api/delete", Role.ADMIN),
         ("POST", "/admin/cleanup", Role.ADMIN),
         ("POST", "/admin/models/a/b/unload", Role.ADMIN),

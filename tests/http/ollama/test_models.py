@@ -19,7 +19,7 @@ from plimsoll.actors.replies import Finished, Vectors
 from plimsoll.actors.status import ModelStatus, State
 from plimsoll.engine.protocol import EmbedRequest, ModelInfo, Usage
 from plimsoll.errors import LoadFailed
-from plimsoll.http.ollama import pull
+from plimsoll.http import downloads
 from plimsoll.memory.ledger import Decision, Need, Plan
 from plimsoll.memory.load_options import longest_context
 
@@ -267,7 +267,7 @@ def test_a_model_that_is_not_here_is_fetched_with_progress(
         assert seen.wait(60)
         progress("convert", 100, 100)
 
-    monkeypatch.setattr(pull, "resolve", resolve)
+    monkeypatch.setattr(downloads, "resolve", resolve)
     steps = []
     for step in llama.pull("far", stream=True):
         steps.append((step.status, step.completed, step.total))
@@ -297,7 +297,7 @@ def test_all_who_pull_one_model_share_one_fetch(
             if go_on.wait(0.01):
                 return
 
-    monkeypatch.setattr(pull, "resolve", resolve)
+    monkeypatch.setattr(downloads, "resolve", resolve)
     with ollama.Client(server.url, timeout=60) as other:
         streams = [client.pull("far", stream=True) for client in (llama, other)]
         for stream in streams:
@@ -312,7 +312,7 @@ def test_a_pull_that_fails_says_why(llama: ollama.Client, monkeypatch: pytest.Mo
     def resolve(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(pull, "resolve", resolve)
+    monkeypatch.setattr(downloads, "resolve", resolve)
     text = "no network" if isinstance(error, LoadFailed) else "internal error"
     for stream, status in ((True, -1), (False, getattr(error, "status", 500))):
         with pytest.raises(ollama.ResponseError, match=text) as caught:

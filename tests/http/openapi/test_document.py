@@ -167,7 +167,9 @@ def test_the_feed_and_the_history_are_as_the_document_says(http, system, status)
     system.scripts[m.GetStatus] = lambda message: message.reply.send(told_now)
     system.journal.record(events.WorkerKilled("tiny", 7))
     schemas = DOCUMENT["components"]["schemas"]
-    of = {"hello": "HelloEvent", "sample": "SampleEvent", "models": "ModelsTold", "journal": "JournalEvent"}
+    of = {"hello": "HelloEvent", "sample": "SampleEvent", "models": "ModelsTold", "pulls": "PullsEvent"}
+    of["journal"] = "JournalEvent"
+    of["pulls"] = "PullsEvent"
     with http.stream("GET", "/admin/events?after=1") as response:
         name = ""
         for line in response.iter_lines():

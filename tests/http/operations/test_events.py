@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import queue
 import socket
 import time
 
@@ -12,6 +13,8 @@ import pytest
 from plimsoll import __version__
 from plimsoll.actors import messages as m
 from plimsoll.actors.status import ModelStatus, State
+from plimsoll.errors import LoadFailed
+from plimsoll.http import downloads
 from plimsoll.http.operations.events import missed
 from plimsoll.http.operations.feed import _OUTBOX_BYTES, Listener
 from plimsoll.journal import events as e
@@ -341,6 +344,59 @@ def test_a_bad_pin_is_refused(http, content):
 
 def test_a_pin_of_an_unknown_model_is_404(http):
     assert http.post("/admin/models/nope/pin", json={"pinned": True}).status_code == 404
+
+
+def test_events_come_in_the_language_that_is_asked_for(listen, system, http):
+    system.journal.record(KILLED)
+    english, russian = listen("?only=journal&after=0"), listen("?only=journal&after=0&language=ru")
+    for _ in range(2):  # one that was missed, one that happens now
+        assert english.next("journal")["text"].startswith("the worker of tiny")
+        assert russian.next("journal")["text"].startswith("Процесс модели tiny")
+        system.journal.record(KILLED)
+    told = http.get("/admin/history?language=ru").json()["events"]
+    assert told[0]["text"].startswith("Процесс модели tiny")
+    answer = http.get("/admin/events?language=tlh")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "language")
+
+
+def test_downloads_are_told_while_they_run_and_when_they_have_ended(listen, http, server, monkeypatch):
+    steps = queue.Queue()
+
+    def resolve(_source, *, progress, **_):
+        while (step := steps.get(timeout=DEADLINE_S)) is not None:
+            progress(*step)
+
+    monkeypatch.setattr(downloads, "resolve", resolve)
+    monkeypatch.setattr(downloads, "installed", lambda *_: False)
+    ear = listen("?only=pulls")
+    assert ear.next("pulls") == {"pulls": []}
+    with http.stream("POST", "/api/pull", json={"model": "tiny"}) as pull:
+        next(pull.iter_lines())  # and the client goes
+    steps.put(("fetch", 1, 4))
+    heard = {"completed": -1}
+    while heard["completed"] != 1:
+        (heard,) = ear.next("pulls")["pulls"]
+    assert heard.pop("begun_at") <= time.time()
+    assert heard == {"model": "tiny", "stage": "fetch", "completed": 1, "total": 4, "done": False, "error": None}
+    (newcomer,) = listen("?only=pulls").next("pulls")["pulls"]
+    assert newcomer["total"] == 4
+    steps.put(None)
+    assert ear.next("pulls")["pulls"][0]["done"]
+
+
+def test_a_download_that_failed_is_told_until_it_is_tried_again(listen, http, monkeypatch):
+    def resolve(*_, **__):
+        raise LoadFailed("no network")
+
+    monkeypatch.setattr(downloads, "resolve", resolve)
+    monkeypatch.setattr(downloads, "installed", lambda *_: False)
+    assert http.post("/api/pull", json={"model": "tiny", "stream": False}).status_code == 503
+    (first,) = listen("?only=pulls").next("pulls")["pulls"]
+    assert (first["done"], first["error"]) == (False, "no network")
+    monkeypatch.setattr(downloads, "installed", lambda *_: True)
+    assert http.post("/api/pull", json={"model": "tiny", "stream": False}).status_code == 200
+    (again,) = listen("?only=pulls").next("pulls")["pulls"]
+    assert (again["done"], again["error"]) == (True, None)
 
 
 class TestMissed:
