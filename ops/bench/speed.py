@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import chat_cost
 import conversations
 import front_load
 import streams
@@ -29,6 +30,7 @@ SECTIONS: dict[str, Callable[[Setup, Report], None]] = {
     "switch": switching.measure_switch,
     "memory": switching.measure_memory,
     "front": front_load.measure,
+    "chat": chat_cost.measure,
 }
 
 
