@@ -36,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    _with_worker_environment()
+    with_worker_environment()
     folder = catalog.resolve(
         catalog.BUILTIN, cache_dir=catalog.default_cache_dir(config.load()), offline=False, progress=lambda *_: None
     )
@@ -117,8 +117,8 @@ def run(engine: MlxEngine, prompt: Any) -> list[int]:
     return tokens
 
 
-def _with_worker_environment() -> None:
-    """Begin anew as a worker would: BLAS and heap are settings of the environment."""
+def with_worker_environment() -> None:
+    """Begin this program anew as a worker would: BLAS and heap are settings of the environment."""
     if os.environ.get("LOOKUP_BENCH") != "worker":  # LD_PRELOAD is added to what is there: it never looks finished
         wanted = worker_environment("auto", catalog.default_cache_dir(config.load()))
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted, "LOOKUP_BENCH": "worker"})
