@@ -7,12 +7,14 @@ steps it, frames included, and with ``BatchGenerator`` alone, on the same weight
 import argparse
 import contextlib
 import itertools
+import json
 import os
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +22,7 @@ import numpy as np
 from ceiling import run as raw_loop
 from lookup import with_worker_environment
 from mlx.utils import tree_flatten
+from report import Report
 
 from plimsoll import catalog, config
 from plimsoll.engine.chat.engine import MlxEngine
@@ -34,7 +37,9 @@ PROBE_BYTES = 256 * 2**20
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--rows", type=Path, help="a file that gets the rows of the table, for speed.py")
+    options = parser.parse_args()
+    report = Report()
     with_worker_environment()
     folder = catalog.resolve(
         catalog.BUILTIN, cache_dir=catalog.default_cache_dir(config.load()), offline=False, progress=lambda *_: None
@@ -47,7 +52,7 @@ def main() -> int:
     raw: list[float] = []
     spent: Counter[str] = Counter()
     generate(engine)
-    for index in range(rounds):
+    for index in range(options.rounds):
         for kind in ("ours", "raw") if index % 2 else ("raw", "ours"):
             if kind == "ours":
                 ours.append(gap_ms(generate(engine)))
@@ -57,15 +62,26 @@ def main() -> int:
         with timed(loaded.model, spent):
             generate(engine, spent)
     share = statistics.median(theirs / mine for theirs, mine in zip(raw, ours, strict=True))
-    print(f"a token: {statistics.median(ours):.1f} ms, of the raw loop {statistics.median(raw):.1f} ms")
-    print(f"share of the raw loop: {share:.3f}; target {LEAST}: {'ok' if share >= LEAST else 'falls short'}")
-    for name in ("building the graph", "computing", "the rest of the step", "the frame"):
-        print(f"  {name}: {1e3 * spent[name] / spent['steps']:.2f} ms, {spent[name] / spent['all']:.1%} of a step")
+    report.row(
+        "one stream in one process: a token of the engine, of the raw loop",
+        f"share >= {LEAST}",
+        f"{statistics.median(ours):.1f}, {statistics.median(raw):.1f} ms: {share:.3f}",
+        ok=share >= LEAST,
+    )
+    parts = (
+        f"{name} {1e3 * spent[name] / spent['steps']:.2f} ms ({spent[name] / spent['all']:.1%})"
+        for name in ("the graph", "computing", "the rest", "the frame")
+    )
+    report.row("a step of one stream", "", ", ".join(parts))
     weights = sum(one.nbytes for _, one in tree_flatten(loaded.model.parameters()))
     least_ms = 1e3 * weights / bandwidth()
-    print(f"  reading {weights / 1e6:.0f} MB of weights once takes {least_ms:.1f} ms at the memory's measured speed")
+    report.row(
+        "reading all weights once, at the memory's measured speed", "", f"{weights / 1e6:.0f} MB, {least_ms:.1f} ms"
+    )
     print(f"load average {os.getloadavg()[0]:.1f}")
-    return int(share < LEAST)
+    if options.rows:
+        options.rows.write_text(json.dumps(report.rows), encoding="utf-8")
+    return min(len(report.missed), 1)
 
 
 def messages() -> list[dict[str, Any]]:
@@ -92,8 +108,8 @@ def generate(engine: MlxEngine, spent: Counter[str] | None = None) -> list[float
         if any(isinstance(event, Step) and event.tokens for event in events):
             times.append(ended_s)
             if spent is not None and len(times) > 1:
-                inside = sum(spent[name] - before[name] for name in ("building the graph", "computing"))
-                spent["the rest of the step"] += stepped_s - began_s - inside
+                inside = sum(spent[name] - before[name] for name in ("the graph", "computing"))
+                spent["the rest"] += stepped_s - began_s - inside
                 spent["the frame"] += ended_s - stepped_s
                 spent["all"] += ended_s - began_s
                 spent["steps"] += 1
@@ -119,7 +135,7 @@ def timed(model: Any, spent: Counter[str]) -> Iterator[None]:
         return wrapper
 
     kind, before = type(model), (type(model).__call__, mx.eval, mx.async_eval)
-    kind.__call__ = noted("building the graph", before[0])
+    kind.__call__ = noted("the graph", before[0])
     mx.eval, mx.async_eval = (noted("computing", one) for one in before[1:])
     try:
         yield
