@@ -56,6 +56,10 @@ print("TOLD" + json.dumps(told))
 """
 
 
+IDLE = "deep-check-idle"
+"""A model without weights beside those of the configuration."""
+
+
 class DeepServer:
     """On a free port, with the models of ``config`` and a log of its own; no request waits beyond ``ends_s``."""
 
@@ -64,6 +68,9 @@ class DeepServer:
         self._model = model
         self._ends_s = ends_s
         self._client: Client
+        self._settings: dict[str, Any] = {}
+        self._path = Path()
+        self.own_limit: Any = None
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -86,17 +93,19 @@ class DeepServer:
         # The configuration in force but for what would meet the user's own server.
         plain = json.loads(msgspec.json.encode(msgspec.to_builtins(self._config, enc_hook=str)))
         models = plain["models"] | {"cache_dir": str(default_cache_dir(self._config))}
-        settings = {
+        models["entries"] = {**models["entries"], IDLE: {"source": "fake:"}}
+        self.own_limit = plain["memory"]["limit"]
+        self._settings = {
             "server": {"port": 0},
             "models": {key: models[key] for key in ("builtin", "dir", "dirs", "programs", "cache_dir", "entries")},
-            "memory": {"limit": plain["memory"]["limit"]},
+            "memory": {"limit": self.own_limit},
             "engine": {"spare_worker": False, "disk_cache": 0},
             "logging": {"file": str(folder / "log"), "blackbox": "none"},
         }
-        path = folder / "deep.yaml"
-        path.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
+        self._path = folder / "deep.yaml"
+        self._write()
         self.process = subprocess.Popen(  # noqa: S603 - our own server
-            [sys.executable, "-P", "-m", "plimsoll", "serve", "--config", str(path)],
+            [sys.executable, "-P", "-m", "plimsoll", "serve", "--config", str(self._path)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -106,6 +115,29 @@ class DeepServer:
         if found is None:
             raise RuntimeError(f"the server did not start: {line.strip() or 'it said nothing'}")
         self._client = Client(found[0])
+
+    def _write(self) -> None:
+        self._path.write_text(json.dumps(self._settings), encoding="utf-8")  # JSON is YAML
+
+    def set_limit(self, limit: Any) -> None:
+        """Have the running server follow another ``memory.limit``, in bytes or as a configuration says it."""
+        self._settings["memory"]["limit"] = limit
+        self._write()
+        self.post("/admin/reload", {})
+
+    def used_of_limit(self) -> int | None:
+        """Bytes that the limit's source says are used; None until a sample was taken with the present limit."""
+        lines = self._client.lines("GET", "/metrics", silence_s=self.left_s)
+        told = {
+            name: float(value)
+            for name, _, value in (line.partition(" ") for line in lines)
+            if name[:1] != "#" and value
+        }
+        used, total = (told.get(f'plimsoll_memory_{what}_bytes{{source="limit"}}') for what in ("used", "total"))
+        return int(used) if used is not None and total == self._settings["memory"]["limit"] else None
+
+    def load(self, model: str) -> None:
+        self.post(f"/admin/models/{model}/load", {})
 
     def model(self) -> dict[str, Any]:
         """What the server says of the model that is run."""

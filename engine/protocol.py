@@ -78,8 +78,9 @@ class Sampling(msgspec.Struct, frozen=True):
     logit_bias: dict[int, float] = {}
 
     def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "top_p", max(self.top_p, LEAST_TOP_P))
-        msgspec.structs.force_setattr(self, "top_k", max(self.top_k, 0))
+        if self.top_p < LEAST_TOP_P or self.top_k < 0:
+            msgspec.structs.force_setattr(self, "top_p", max(self.top_p, LEAST_TOP_P))
+            msgspec.structs.force_setattr(self, "top_k", max(self.top_k, 0))
 
 
 class Tool(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import uuid
+import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -45,7 +45,7 @@ class Answer:
         hear: Callable[[list[Any]], None] | None = None,
         keep_alive: KeepAlive | None = None,
     ) -> None:
-        self.id = answer_id or uuid.uuid4().hex
+        self.id = answer_id or secrets.token_hex(16)
         self.model = model
         self._supervisor = supervisor
         self._request = request

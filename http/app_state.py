@@ -93,6 +93,8 @@ class AppState:
             Unavailable: the disk does not answer, so nobody knows whether there is a model of these names.
 
         """
+        with contextlib.suppress(UnknownModel):
+            return self.catalog.find(names[0])
         names = tuple(dict.fromkeys(one for name in names for one in (name, name.removesuffix(":latest"))))
         with contextlib.suppress(UnknownModel):
             return self._find(names)

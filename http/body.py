@@ -142,26 +142,24 @@ def _check_bytes(text: Any, limits: LimitsConfig, param: str, more: int = 0) -> 
 
 def surely_within(value: Any, most: int) -> bool:
     """Whether ``value`` certainly has at most ``most`` bytes as JSON, judged without encoding it."""
-    rest = [value]
-    for _ in range(_MOST_MEASURED):
-        if not rest:
-            return True
-        one = rest.pop()
+    rest, characters, others = [value], 0, 0
+    for one in rest:  # which grows meanwhile
         if isinstance(one, str):
-            most -= _MOST_BYTES_OF_CHARACTER * len(one) + 2
-        elif isinstance(one, list | tuple):
-            most -= len(one) + 2
+            characters += len(one)
+        elif isinstance(one, dict):
             rest += one
-        elif isinstance(one, dict | msgspec.Struct):
-            pairs = one if isinstance(one, dict) else msgspec.structs.asdict(one)
-            most -= 2 * len(pairs) + 2
-            rest += pairs
-            rest += pairs.values()
+            rest += one.values()
+        elif isinstance(one, list | tuple):
+            rest += one
+        elif isinstance(one, msgspec.Struct):
+            rest.append(msgspec.structs.asdict(one))
         else:
-            most -= _MOST_BYTES_OF_NUMBER
-        if most < 0:
+            others += 1
+        if len(rest) > _MOST_MEASURED:
             return False
-    return not rest
+    # Two brackets or quotes, and a comma or colon, come with each value.
+    size = _MOST_BYTES_OF_CHARACTER * characters + _MOST_BYTES_OF_NUMBER * others + 3 * len(rest)
+    return size <= most
 
 
 def refuse(param: str, what: str) -> BadRequest:

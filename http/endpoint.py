@@ -6,8 +6,8 @@ written).
 """
 
 import asyncio
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -156,7 +156,7 @@ async def answer(state: AppState, endpoint: Endpoint, request: HttpRequest, body
         check_size(prompt, state.config.limits, endpoint.text)
     model = await model_for(state, endpoint.find, body)
     prompts = [with_defaults(prompt, model.defaults) for prompt in prompts]
-    context = RequestContext(state, request, body, model, prompts, endpoint.copies(body), uuid.uuid4().hex)
+    context = RequestContext(state, request, body, model, prompts, endpoint.copies(body), secrets.token_hex(16))
     encoder = endpoint.encoder(context)
     answers = _answers(context, endpoint, encoder)
     with state.running():
@@ -195,7 +195,7 @@ def _numbered(context: RequestContext) -> Iterator[tuple[str, Request]]:
     for prompt in context.prompts:
         for number, one in enumerate(variants(prompt, context.copies)):
             is_first = prompt is context.prompts[0] and not number
-            yield context.id if is_first else uuid.uuid4().hex, one
+            yield context.id if is_first else secrets.token_hex(16), one
 
 
 def variants(request: Request, count: int) -> list[Request]:

@@ -16,6 +16,7 @@ _THINKING = frozenset({"enable_thinking", "thinking", "enable_reasoning", "think
 
 
 _MOST_NAMES = 10
+_NO_DEFAULTS = Defaults()
 _Find = Callable[[AppState, str], Awaitable[CatalogModel]]
 
 
@@ -45,7 +46,7 @@ def known_names(state: AppState) -> str:
 
 def with_defaults(request: Request, defaults: Defaults) -> Request:
     """The request as it would be if the client had sent what it left out. What the client sent stays."""
-    if not isinstance(request, ChatRequest) or defaults == Defaults():
+    if not isinstance(request, ChatRequest) or defaults == _NO_DEFAULTS:
         return request
     changes: dict[str, Any] = {}
     if request.given is not None:

@@ -1,6 +1,7 @@
 """Who may ask what: API keys and their roles, and which hosts and origins are let in."""
 
 import enum
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -143,7 +144,9 @@ def is_loopback(host: str) -> bool:
     return address.is_loopback
 
 
-def host_allowed(header: str, bound: Collection[str], names: Collection[str]) -> bool:
+# Nearly all requests have one of a few Host headers, and parsing one costs as much as reading a short request.
+@functools.lru_cache(256)
+def host_allowed(header: str, bound: frozenset[str], names: frozenset[str]) -> bool:
     """Whether a Host header names this server. Other names are refused, because a page may point its own domain here.
 
     That attack is DNS rebinding. ``bound`` are the configured host and the address of the socket. An address can't be

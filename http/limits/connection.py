@@ -51,7 +51,8 @@ class Connection(HttpProtocol):
         self._served += 1
         self._slots.busy(self)
         try:
-            await self._take_slot(request)
+            if self._slots.is_in_reserve(self):
+                await self._take_slot(request)
             answer = self._gate.admit(request)
             if answer is None:
                 await self.app.handle_request(request)

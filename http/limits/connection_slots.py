@@ -83,6 +83,10 @@ class ConnectionSlots:
             self._idle.pop(connection, None)
             self._idle[connection] = self._clock()
 
+    def is_in_reserve(self, connection: SlotHolder) -> bool:
+        """Whether this connection found no slot, so that ``may_request`` has to be asked."""
+        return connection in self._reserve
+
     def may_request(self, connection: SlotHolder, path: str, address: str) -> bool:
         """Whether a request on this connection is served: always outside of the reserve."""
         if connection not in self._reserve or may_use_reserve(path, address):

@@ -48,13 +48,14 @@ class Common(msgspec.Struct, kw_only=True):
 
     def given(self) -> tuple[str, ...]:
         """The values of ``Sampling`` that the client set."""
-        return tuple(name for name in Sampling.__struct_fields__ if getattr(self, name) is not None)
+        return tuple([name for name in Sampling.__struct_fields__ if getattr(self, name) is not None])
 
     def sampling(self) -> Sampling:
         """The client's sampling values. Raises ``BadRequest`` for a bias that is no number from -100 to 100."""
-        given = {name: getattr(self, name) for name in Sampling.__struct_fields__}
-        given["logit_bias"] = _biases(self.logit_bias) if self.logit_bias else None
-        return Sampling(**{name: value for name, value in given.items() if value is not None})
+        given = {name: getattr(self, name) for name in self.given()}
+        if biases := given.pop("logit_bias", None):
+            given["logit_bias"] = _biases(biases)
+        return Sampling(**given)
 
 
 class WithChoices(Common, kw_only=True):

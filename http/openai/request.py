@@ -80,7 +80,8 @@ def chat_request(body: Body) -> ChatRequest:
     if body.top_logprobs is not None and not body.logprobs:
         raise refuse("top_logprobs", "is set, but logprobs is not true")
     thinking = params.thinking(body.reasoning_effort)
-    thinking["template_kwargs"] = thinking.get("template_kwargs", {}) | _template_kwargs(body)
+    if body.chat_template_kwargs:
+        thinking["template_kwargs"] = thinking.get("template_kwargs", {}) | _template_kwargs(body.chat_template_kwargs)
     return ChatRequest(
         messages=messages(body.messages),
         sampling=body.sampling(),
@@ -98,9 +99,9 @@ def chat_request(body: Body) -> ChatRequest:
 
 
 def _refuse_deprecated(body: Body) -> None:
-    for name, instead in (("functions", "tools"), ("function_call", "tool_choice")):
-        if getattr(body, name):
-            raise refuse(name, f"is not supported any more; use {instead} for it")
+    if body.functions or body.function_call:
+        name, instead = ("functions", "tools") if body.functions else ("function_call", "tool_choice")
+        raise refuse(name, f"is not supported any more; use {instead} for it")
 
 
 def _continues(body: Body) -> bool:
@@ -119,8 +120,7 @@ def _continues(body: Body) -> bool:
     return goes_on
 
 
-def _template_kwargs(body: Body) -> dict[str, Any]:
-    given = body.chat_template_kwargs or {}
+def _template_kwargs(given: dict[str, Any]) -> dict[str, Any]:
     for name in _OWN_KWARGS & given.keys():
         raise refuse(f"chat_template_kwargs.{name}", "is set by the server and can't be given")
     check_free(given, "chat_template_kwargs")

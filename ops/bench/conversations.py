@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import statistics
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import uvloop
@@ -17,6 +18,7 @@ TOKENS_A_SENTENCE = 25
 TURNS = 10
 _SETTLED_TOKENS = 40
 _FIRST_GAPS = 8
+MOST_FIRST, MOST_GAP = 1.3, 0.2
 
 
 def text_of(tokens: int, salt: str) -> str:
@@ -31,10 +33,10 @@ def measure_admission(setup: Setup, report: Report) -> None:
         ask(ours, [[{"role": "user", "content": "Hello"}]], 4)
         quiet, beside, late = [], [], []
         for turn in range(setup.rounds):
-            alone, during, long_prompt = uvloop.run(_admit(ours, turn))
-            quiet += alone
-            beside += during
-            late.append(long_prompt)
+            made = uvloop.run(_admit(ours, turn, streams=1))
+            quiet += made.alone
+            beside += made.during
+            late.append(made.late)
     p50, p99 = percentile(quiet, 0.5), percentile(beside, 0.99)
     report.row(
         "gap of a running stream while a 4,000-token prompt is read: quiet p50, p99",
@@ -46,25 +48,68 @@ def measure_admission(setup: Setup, report: Report) -> None:
     report.row("that prompt: tokens, first token after", "", f"{late[-1].prompt_tokens}, {first_s:.1f} s")
 
 
-async def _admit(ours: Plimsoll, turn: int) -> tuple[list[float], list[float], Answer]:
+def measure_beside(setup: Setup, report: Report) -> None:
+    """Four answers stream while a prompt of 4,000 tokens comes in, here and at mlx_lm.server in turns."""
+    made: dict[str, list[_Admitted]] = {}
+    with contextlib.ExitStack() as stack:
+        ours, theirs = Plimsoll(setup), MlxLmServer(setup.dense)
+        for peer in (ours, theirs):
+            stack.callback(peer.close)
+            ask(peer, [[{"role": "user", "content": "Hello"}]], 4)
+        for turn in range(setup.rounds):
+            for peer in (ours, theirs) if turn % 2 else (theirs, ours):
+                made.setdefault(peer.name, []).append(uvloop.run(_admit(peer, turn, streams=4)))
+    first, gap = (
+        [statistics.median(figure(one) for one in made[peer.name]) for peer in (ours, theirs)]
+        for figure in (lambda one: one.late.first_s, lambda one: max(one.during))
+    )
+    for what, (mine, other), most in (
+        ("its first token", first, MOST_FIRST),
+        ("the largest gap of the four", gap, MOST_GAP),
+    ):
+        report.row(
+            f"a 4,000-token prompt beside 4 streams: {what}, Plimsoll and mlx_lm.server",
+            f"<= {most} x theirs",
+            f"{mine:.1f} s, {other:.1f} s ({mine / other:.2f} x)",
+            ok=mine <= most * other,
+        )
+
+
+@dataclass
+class _Admitted:
+    """Gaps of running answers, ``alone`` and ``during`` the reading of the prompt that came ``late``; seconds."""
+
+    alone: list[float]
+    during: list[float]
+    late: Answer
+
+
+async def _admit(peer: Plimsoll | MlxLmServer, turn: int, *, streams: int) -> _Admitted:
     def body(content: str, max_tokens: int) -> dict[str, Any]:
         messages = [{"role": "user", "content": content}]
-        return {"model": ours.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+        return {"model": peer.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
 
-    running = Answer()
-    task = asyncio.create_task(
-        stream(ours.host, ours.port, body(f"Story {turn}: tell me a very long story.", 1500), answer=running)
-    )
-    while len(running.times) < _SETTLED_TOKENS:  # noqa: ASYNC110 - it is looked at while it grows
+    running = [Answer() for _ in range(streams)]
+    tasks = [
+        asyncio.create_task(stream(peer.host, peer.port, body(_story(turn, index), 1500), answer=one))
+        for index, one in enumerate(running)
+    ]
+    while min(len(one.times) for one in running) < _SETTLED_TOKENS:  # noqa: ASYNC110 - looked at while they grow
         await asyncio.sleep(0.05)
     began = time.perf_counter()
-    late = await stream(ours.host, ours.port, body(text_of(4000, f"of voyage {turn} {time.time()}"), 2))
+    late = await stream(peer.host, peer.port, body(text_of(4000, f"of voyage {turn} {time.time()}"), 2))
     ended = time.perf_counter()
-    task.cancel()
-    times = running.times
-    alone = [b - a for a, b in itertools.pairwise(times) if b < began]
-    during = [b - a for a, b in itertools.pairwise(times) if a >= began and b <= ended]
-    return alone[_FIRST_GAPS:], during, late
+    for task in tasks:
+        task.cancel()
+    gaps = [pair for one in running for pair in itertools.pairwise(one.times)]
+    alone = [b - a for a, b in gaps if b < began]
+    # A gap that reaches beyond the first token is as long for who waits in it.
+    during = [b - a for a, b in gaps if b > began and a < ended]
+    return _Admitted(alone[_FIRST_GAPS:], during, late)
+
+
+def _story(turn: int, index: int) -> str:
+    return f"Story {turn} of {index}: tell me a very long story, with numbers from 1 to 500 in it."
 
 
 def measure_turns(setup: Setup, report: Report) -> None:

@@ -13,6 +13,8 @@ _CACHED = re.compile(rb'"cached_tokens": ?(\d+)')
 # Who waits longer counts as lost: a full listen queue lets a client try to connect for minutes.
 _PATIENCE_S = 300.0
 _TEXT = (b'"content":"', b'"content": "')
+_CHUNKED = 0  # the length of an answer that does not tell it
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
 _EMPTY = (b'"content":""', b'"content": ""')
 
 
@@ -171,8 +173,8 @@ class KeepAlive(asyncio.Protocol):
             if end < 0:
                 return
             found = re.search(rb"content-length: *(\d+)", self._buffer[:end], re.IGNORECASE)
-            self._length = end + 4 + int(found[1]) if found else end + 4
-        if len(self._buffer) < self._length:
+            self._length = end + 4 + int(found[1]) if found else _CHUNKED
+        if len(self._buffer) < self._length or (self._length == _CHUNKED and not self._buffer.endswith(_LAST_CHUNK)):
             return
         self.latencies.append(time.perf_counter() - self._sent)
         self.failures += not self._buffer.startswith(b"HTTP/1.1 200")

@@ -7,13 +7,16 @@ are the same.
 
 import argparse
 import dataclasses
+import json
 import os
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from report import Report
 
 from plimsoll import catalog, config
 from plimsoll.engine.chat.engine import MlxEngine
@@ -35,15 +38,16 @@ FREE = "Tell me a story about a ship that is lost in the fog, and about the peop
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
-    _with_worker_environment()
+    parser.add_argument("--rows", type=Path, help="a file that gets the rows of the table, for speed.py")
+    options = parser.parse_args()
+    with_worker_environment()
     folder = catalog.resolve(
         catalog.BUILTIN, cache_dir=catalog.default_cache_dir(config.load()), offline=False, progress=lambda *_: None
     )
     engine = MlxEngine(EngineOptions(cache_dir="", dequantize=True, prompt_cache_bytes=0))
     engine.load(folder, lambda *_: None)
     print(f"load average {os.getloadavg()[0]:.1f}")
-    missed = 0
+    report = Report()
     for name, ask, least in (
         ("edit, greedy", lambda: edit(engine, Sampling(temperature=0)), 1.8),
         ("edit, seeded", lambda: edit(engine, Sampling(temperature=0.3, seed=3)), 1.8),
@@ -52,7 +56,7 @@ def main() -> int:
     ):
         taken: dict[bool, list[float]] = {True: [], False: []}
         said: dict[bool, Any] = {}
-        for index in range(rounds):
+        for index in range(options.rounds):
             for lookup in (True, False) if index % 2 else (False, True):
                 engine._model.generator.lookup = PromptLookup() if lookup else None  # noqa: SLF001 - it is measured
                 began_s = time.perf_counter()
@@ -61,16 +65,18 @@ def main() -> int:
         ratios = [without / with_ for without, with_ in zip(taken[False], taken[True], strict=True)]
         same = said[True] == said[False]
         ok = statistics.median(ratios) >= least and same
-        missed += not ok
-        print(
-            f"{name}: {len(said[False])} tokens, without {statistics.median(taken[False]):.2f} s, with "
-            f"{statistics.median(taken[True]):.2f} s, {statistics.median(ratios):.2f} x "
-            f"({', '.join(f'{ratio:.2f}' for ratio in ratios)}); "
-            f"{'the same tokens' if same else 'OTHER TOKENS'}; target {least} x: {'ok' if ok else 'falls short'}",
-            flush=True,
+        seconds = " and ".join(f"{statistics.median(taken[lookup]):.2f}" for lookup in (False, True))
+        each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        report.row(
+            f"prompt lookup, {name}: {len(said[False])} tokens without and with",
+            f">= {least} x, the same",
+            f"{seconds} s: {statistics.median(ratios):.2f} x ({each}), {'the same' if same else 'OTHER TOKENS'}",
+            ok=ok,
         )
     print(f"load average {os.getloadavg()[0]:.1f}")
-    return min(missed, 1)
+    if options.rows:
+        options.rows.write_text(json.dumps(report.rows), encoding="utf-8")
+    return min(len(report.missed), 1)
 
 
 class Dictation:
@@ -117,8 +123,8 @@ def run(engine: MlxEngine, prompt: Any) -> list[int]:
     return tokens
 
 
-def _with_worker_environment() -> None:
-    """Begin anew as a worker would: BLAS and heap are settings of the environment."""
+def with_worker_environment() -> None:
+    """Begin this program anew as a worker would: BLAS and heap are settings of the environment."""
     if os.environ.get("LOOKUP_BENCH") != "worker":  # LD_PRELOAD is added to what is there: it never looks finished
         wanted = worker_environment("auto", catalog.default_cache_dir(config.load()))
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted, "LOOKUP_BENCH": "worker"})

@@ -6,10 +6,15 @@ quiet machine.
 """
 
 import argparse
+import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import bursts
+import chat_cost
 import conversations
 import front_load
 import streams
@@ -21,14 +26,35 @@ from plimsoll import config
 from plimsoll.catalog import default_cache_dir
 
 ROOT = Path(__file__).parents[2]
+
+
+def in_a_worker(script: str) -> Callable[[Setup, Report], None]:
+    """The rows of a script beside this one that loads a model into a process like a worker's."""
+
+    def measure(setup: Setup, report: Report) -> None:
+        rows, path = setup.scratch / "rows.json", Path(__file__).with_name(script)
+        command = [sys.executable, str(path), "--rounds", str(setup.rounds), "--rows", str(rows)]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # it exits with 1 for a target that was missed
+        for figure, target, value, ok in json.loads(rows.read_text(encoding="utf-8")):
+            report.row(figure, target, value, ok=ok)
+        rows.unlink()
+
+    return measure
+
+
 SECTIONS: dict[str, Callable[[Setup, Report], None]] = {
     "streams": streams.measure,
+    "step": in_a_worker("one_stream.py"),
+    "bursts": bursts.measure,
     "quantized": streams.measure_quantized,
     "admission": conversations.measure_admission,
+    "beside": conversations.measure_beside,
+    "edit": in_a_worker("lookup.py"),
     "turns": conversations.measure_turns,
     "switch": switching.measure_switch,
     "memory": switching.measure_memory,
     "front": front_load.measure,
+    "chat": chat_cost.measure,
 }
 
 

@@ -389,7 +389,10 @@ def test_a_chat_that_comes_between_the_grant_and_the_start_does_not_cost_the_gra
     boss.stage._handle(actor)
     actor.actor_ref.tell(m.Pin(pinned=True))
     boss.stage._handle(actor)
-    assert [type(one.message) for one in supervisor.actor_inbox.queue][-2:] == [m.LoadRequested, m.StateChanged]
+    told = [supervisor.actor_inbox.get() for _ in range(supervisor.actor_inbox.qsize())]
+    assert [type(one.message) for one in told][-2:] == [m.LoadRequested, m.StateChanged]
+    for one in told:
+        supervisor.actor_inbox.put(one)
     boss.stage.drain()
     assert boss.worker.commands
     assert boss.record().seat().reserved_bytes == NEED.total_bytes

@@ -13,6 +13,7 @@ from plimsoll.cli.deep_checks import Effort, examine_deeply
 from plimsoll.cli.machine_checks import OK, PROBLEM, WARNING, Finding
 
 # In a process of its own: the tests of the command line import no MLX.
+LEVELS = ("warning", "critical", "emergency")
 BUILD = "import sys, pathlib, tiny_llama; tiny_llama.build(pathlib.Path(sys.argv[1]), max_position_embeddings=2048)"
 
 
@@ -42,11 +43,15 @@ def test_everything_runs_on_this_machine(plimsoll, settings, tmp_path):
         "streams",
         "prefix reuse",
         "memory sources",
+        "pressure levels",
         "unload",
         "stop during a step",
         "took",
     } <= set(found)
     assert found["greedy tokens"]["text"] == "100% of the answer are mlx-lm's"
+    pressure = told["figures"]["pressure"]
+    assert {level: seen["acted"] for level, seen in pressure.items()} == dict.fromkeys(LEVELS, True)
+    assert pressure["critical"]["refused"]
     assert told["figures"]["stop"]["exit_code"] == 0
     assert told["figures"]["stop"]["left"] == 0
     assert set(told["figures"]["streams"]) == {"1", "2"}

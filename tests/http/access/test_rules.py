@@ -97,7 +97,7 @@ def test_a_request_needs_the_least_role_that_is_enough_for_it(method, path, role
     ],
 )
 def test_only_a_host_that_means_this_server_is_answered(bound, host, allowed):
-    assert host_allowed(host, {bound}, {"box.lan"}) == allowed
+    assert host_allowed(host, frozenset({bound}), frozenset({"box.lan"})) == allowed
 
 
 @pytest.mark.parametrize(
