@@ -25,6 +25,7 @@ from plimsoll.engine.chat.running import (
     StepDraft,
     advance,
     processors,
+    read_to_the_last,
     room_for_draft,
     steering,
     unread_prompts,
@@ -219,19 +220,11 @@ class MlxEngine:
                 scoring_bytes = scored * model.room.budget.scoring_bytes  # has a claim of its own
                 model.room.budget.working.note(held, mx.get_peak_memory() - mx.get_active_memory() - scoring_bytes)
             read = len(before) * max(unread - self._live[uid].unread for uid, unread in before.items())
-        for rows in self._read_to_the_last(model.generator):
+        for rows in read_to_the_last(model.generator, self._live):
             # Their last tokens are read with the decode: now, and not after the next prompt.
             model.generator.prefill_step_size = 0
             begun |= self._note_read(model.generator.read(rows), events)
         return read, begun
-
-    def _read_to_the_last(self, generator: Generator) -> list[list[int]]:
-        """Rows with their last token left to read; apart from the others those whose group has more to read."""
-        ready = {uid for uid, live in self._live.items() if live.unread == 1}
-        mixed = [rows for rows in generator.side_by_side if not ready.isdisjoint(rows) and not ready.issuperset(rows)]
-        apart = [list(ready.intersection(rows)) for rows in mixed]
-        whole = ready.difference(*apart)
-        return [*apart, sorted(whole)] if whole else apart
 
     def _note_read(self, progress: list[Any], events: list[Event]) -> bool:
         for read in progress:

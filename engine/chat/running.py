@@ -204,6 +204,15 @@ def unread_prompts(generator: Generator, live: Mapping[int, Running]) -> list[Un
     return [UnreadPrompt(rows, left[rows], rows[0] in apart) for rows in sorted(groups) if left[rows]]
 
 
+def read_to_the_last(generator: Generator, live: Mapping[int, Running]) -> list[list[int]]:
+    """Rows with their last token left to read; apart from the others those whose group has more to read."""
+    ready = {uid for uid, one in live.items() if one.unread == 1}
+    mixed = [rows for rows in generator.side_by_side if not ready.isdisjoint(rows) and not ready.issuperset(rows)]
+    apart = [list(ready.intersection(rows)) for rows in mixed]
+    whole = ready.difference(*apart)
+    return [*apart, sorted(whole)] if whole else apart
+
+
 def steering(prompt: prompts.Prompt) -> list[Constraint | ThoughtBudget]:
     """What follows the answer token by token and says what may come next."""
     return [one for one in (prompt.constraint, prompt.thought_budget) if one is not None]
