@@ -89,7 +89,7 @@ class SamplingEntry(Section, frozen=True):
 
 
 class RequestDefaults(Section, frozen=True, kw_only=True):
-    """What holds where a request says nothing; a profile has these keys and no others."""
+    """What holds where a request says nothing, of an entry or of a profile."""
 
     sampling: SamplingEntry = SamplingEntry()
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
@@ -99,6 +99,12 @@ class RequestDefaults(Section, frozen=True, kw_only=True):
 
 
 ProfileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+class ProfileEntry(RequestDefaults, frozen=True, kw_only=True):
+    """Other defaults for requests to ``name:profile``, or to one of ``aliases``."""
+
+    aliases: list[ModelName] = []
 
 
 class ModelEntry(RequestDefaults, frozen=True, kw_only=True):
@@ -117,7 +123,7 @@ class ModelEntry(RequestDefaults, frozen=True, kw_only=True):
     embeddings: bool = False
     chat_template: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     aliases: list[ModelName] = []
-    profiles: dict[ProfileName, RequestDefaults] = {}
+    profiles: dict[ProfileName, ProfileEntry] = {}
     hosts: list[HostName | HostConfig] = []
     backend: Literal["ring", "jaccl", "mpi"] = "ring"
     split: Literal["tensor", "pipeline"] = "tensor"
@@ -397,6 +403,9 @@ def _check_names(entries: dict[str, ModelEntry], origin: str) -> None:
     for name, entry in entries.items():
         own = [("aliases", alias) for alias in entry.aliases]
         own += [(f"profiles.{profile}", f"{name}:{profile}") for profile in entry.profiles]
+        own += [
+            (f"profiles.{called}.aliases", alias) for called, one in entry.profiles.items() for alias in one.aliases
+        ]
         for key, called in own:
             if called in taken:
                 raise ConfigError(f"{origin}: models.entries.{name}.{key}: {called} is {taken[called]} already")

@@ -56,6 +56,12 @@ class Catalog:
             for name, entry in config.entries.items()
         }
         self._aliases = {alias: name for name, entry in config.entries.items() for alias in entry.aliases}
+        self._profile_aliases = {
+            alias: f"{name}:{profile}"
+            for name, entry in config.entries.items()
+            for profile, one in entry.profiles.items()
+            for alias in one.aliases
+        }
         self.folders = self._open(before)
         enabled = {name: model for name, model in self._entries.items() if config.entries[name].enabled}
         self._fixed = MappingProxyType(enabled)
@@ -79,10 +85,11 @@ class Catalog:
         """Every alias and every ``name:profile``, each with the name of its model."""
         aliases = {alias: name for alias, name in self._aliases.items() if name in self._fixed}
         profiles = {f"{name}:{profile}": name for name, model in self._fixed.items() for profile in model.profiles}
-        return aliases | profiles
+        short = {alias: profiles[called] for alias, called in self._profile_aliases.items() if called in profiles}
+        return aliases | profiles | short
 
     def find(self, name: str) -> CatalogModel:
-        """The model called ``name``, an alias of it, or ``name:profile``.
+        """The model called ``name``, ``name:profile``, or an alias of either.
 
         Raises ``UnknownModel`` where there is none or it is switched off.
         """
@@ -153,7 +160,7 @@ class Catalog:
     def _lookup(self, name: str) -> CatalogModel | None:
         if model := self._without_profile(name):
             return model
-        base, _, profile = name.rpartition(":")
+        base, _, profile = self._profile_aliases.get(name, name).rpartition(":")
         model = self._without_profile(base)
         return model.with_profile(profile) if model else None
 

@@ -382,7 +382,7 @@ PLAIN_WORDS = {
     # Of formats and of data.
     *("bare", "described", "folder", "gemma", "history", "json", "mending", "named", "nested", "parts", "plain"),
     *("learned", "plan", "pythonic", "reader", "spec", "switches", "tagged", "tree", "values", "writing", "xtml"),
-    *("a", "at", "is", "lost", "one", "time", "what"),
+    *("a", "at", "create", "is", "lost", "one", "time", "what"),
     # Of HTTP, its APIs and operations.
     *("admin", "anthropic", "bodies", "completions", "document", "events", "health", "input", "metrics", "models"),
     *("ollama", "openai", "os", "params", "permissions", "pull", "reads", "reload", "responses", "routes", "schema"),

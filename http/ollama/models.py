@@ -33,13 +33,13 @@ class NameBody(msgspec.Struct):
     stream: bool | None = None
 
 
-_ALLOWED = {"model": "a model's name", "name": "a model's name", "stream": "true or false"}
+NAMES_ALLOWED = {"model": "a model's name", "name": "a model's name", "stream": "true or false"}
 _names = msgspec.json.Decoder(NameBody)
 
 
 def parse_name(request: HttpRequest) -> NameBody:
     """The body of a request that only names a model, with the name under ``model``. Raises ``BadRequest``."""
-    body: NameBody = read(request, _names, _ALLOWED)
+    body: NameBody = read(request, _names, NAMES_ALLOWED)
     return NameBody(body.model or body.name, stream=body.stream)
 
 

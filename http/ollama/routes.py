@@ -14,7 +14,7 @@ from plimsoll.http.endpoint import Endpoint, RequestContext, add_endpoint, answe
 from plimsoll.http.errors import respond
 from plimsoll.http.known_models import with_embedding_models
 from plimsoll.http.limits.body_budget import HttpRequest
-from plimsoll.http.ollama import models, pull
+from plimsoll.http.ollama import create, models, pull
 from plimsoll.http.ollama.answers import EmbedEncoder, LineEncoder, OneVectorEncoder, Shape, format_error
 from plimsoll.http.ollama.keep_alive import find, heeded, keep_alive_message, load, refuse_unload, unload
 from plimsoll.http.ollama.request import (
@@ -32,7 +32,7 @@ from plimsoll.http.ollama.request import (
 )
 from plimsoll.http.request_defaults import model_for
 
-_UNSUPPORTED = {"/api/create": "POST", "/api/copy": "POST", "/api/push": "POST", "/api/delete": "DELETE"}
+_UNSUPPORTED = {"/api/copy": "POST", "/api/push": "POST", "/api/delete": "DELETE"}
 
 
 def _keep_alive(context: RequestContext) -> KeepAlive | None:
@@ -104,6 +104,7 @@ def add_routes(app: App, state: AppState) -> None:
     app.add_route(_unsupported, "/api/blobs/<_digest:path>", methods=["HEAD", "POST"], name="ollama_blobs")
     models.add_routes(app, state)
     pull.add_routes(app, state)
+    create.add_routes(app, state)
     app.ctx.errors.add_format("/api/", format_error)
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType
 
-from plimsoll.http.ollama import models, request
+from plimsoll.http.ollama import create, models, request
 from plimsoll.http.ollama.answers import NDJSON
 from plimsoll.http.openapi.schema import Content, Operation, Parameter, Told, json_of
 
@@ -135,6 +135,9 @@ class PullStep(Told):
 _CHAT = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
 
 
+_CREATE = {"model": "precise", "from": "smollm2-135m", "parameters": {"temperature": 0}}
+
+
 def _post(path: str, about: str, body: type, example: dict[str, Any], whole: type, *, lines: bool = False) -> Operation:
     forms = (*json_of(whole), *((Content(NDJSON, (whole, OllamaError)),) if lines else ()))
     return Operation(
@@ -180,12 +183,12 @@ OPERATIONS = (
     ),
     _post("/api/embed", "Turn texts into vectors", request.EmbedBody, {"input": "a ship"}, OllamaVectors),
     _post("/api/embeddings", "The same for one", request.EmbeddingsBody, {"prompt": "a ship"}, OllamaVector),
+    _post("/api/create", "Another name for a model", create.CreateBody, _CREATE, PullStep, lines=True),
     _post("/api/pull", "Bring a model's files here", models.NameBody, {}, PullStep, lines=True),
     _post("/api/show", "What a model is made of", models.NameBody, {}, OllamaShown),
     _get("/api/tags", "Which models there are", OllamaTags),
     _get("/api/ps", "Which are loaded, and until when", OllamaPs),
     _get("/api/version", "The version of Ollama's API that is spoken", OllamaVersion),
-    _not_here("/api/create", "post"),
     _not_here("/api/copy", "post"),
     _not_here("/api/push", "post"),
     _not_here("/api/delete", "delete"),

@@ -9,13 +9,20 @@ line that it had. Coding agents are started by ``plimsoll launch``, each with a 
 
 import argparse
 import datetime as dt
+import fcntl
 import json
 import os
+import pty
 import re
+import select
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +53,9 @@ class Script(NamedTuple):
 class Agent(NamedTuple):
     """A coding agent: what ``plimsoll launch`` gets behind its name for each of the three messages.
 
-    ``tool`` is the message by which the fake engine calls the agent's own shell; ``{}`` stands for a message.
+    ``tool`` is the message by which the fake engine calls the agent's own shell; ``{}`` stands for a message. An agent
+    that goes on with a session in its terminal alone has the pattern of its files of messages in ``sessions``: the
+    second message is typed there, behind ``ready``, and ``{session}`` is the name of the file.
     """
 
     title: str
@@ -55,6 +64,8 @@ class Agent(NamedTuple):
     ask: tuple[str, ...]
     again: tuple[str, ...]
     tool: str
+    sessions: str = ""
+    ready: str = ""
 
 
 SCRIPTS = (
@@ -102,7 +113,16 @@ AGENTS = (
         ("-c", "-p", "{}"),
         'call run_shell_command {"command": "echo sunny in Oslo", "is_background": false}',
     ),
-    Agent("Cline", "cline", "chat completions", ("{}",), (), 'call run_commands {"commands": ["echo sunny in Oslo"]}'),
+    Agent(
+        "Cline",
+        "cline",
+        "chat completions",
+        ("{}",),
+        ("--id", "{session}"),
+        'call run_commands {"commands": ["echo sunny in Oslo"]}',
+        ".cline/plimsoll/sessions/*/*.messages.json",
+        "Ask anything",
+    ),
 )
 
 
@@ -163,8 +183,6 @@ def tried(one: Script | Agent, url: str, programs: Programs, folder: Path) -> st
         return ""
     said = run_script(one, url, programs, folder) if isinstance(one, Script) else run_agent(one, url, programs, folder)
     worked = ["yes" if wanted in text else "no" for wanted, text in zip(WANTED, said, strict=True)]
-    if isinstance(one, Agent) and not one.again:
-        worked[2] = "not tried"
     today = dt.datetime.now(dt.UTC).date().isoformat()
     return f"| [{one.title}](#{anchor(one.title)}) | {version} | {one.api} | {' | '.join(worked)} | {today} |"
 
@@ -211,7 +229,51 @@ def run_agent(one: Agent, url: str, programs: Programs, folder: Path) -> tuple[s
         given = [option.format(text) if option == "{}" else option for option in options]
         return output([*launch, *given], told, home / "project") if options else ""
 
-    return ask(one.ask, FIRST), ask(one.ask, one.tool), ask(one.again, THIRD)
+    first, tool = ask(one.ask, FIRST), ask(one.ask, one.tool)
+    if not one.sessions:
+        return first, tool, ask(one.again, THIRD)
+    file = min(home.glob(one.sessions), default=None)  # of the first message
+    if file is None:
+        return first, tool, ""
+    given = [option.format(session=file.name.partition(".")[0]) for option in one.again]
+    return first, tool, typed([*launch, *given], one.ready, file, told, home / "project")
+
+
+def typed(command: list[str], ready: str, file: Path, more: dict[str, str], folder: Path) -> str:
+    """What the agent answers to the third message typed into its terminal, as its file of messages has it."""
+    mine, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    agent = subprocess.Popen(
+        command, stdin=its, stdout=its, stderr=its, env={**os.environ, **more}, cwd=folder, start_new_session=True
+    )
+    until, seen, keys = time.monotonic() + _LIMIT_S, b"", [(ready, THIRD), (THIRD, "\r")]
+    try:
+        while time.monotonic() < until and (keys or THIRD not in last_answer(file)):
+            if select.select([mine], [], [], 0.2)[0]:
+                seen += (new := os.read(mine, 1 << 16))
+                if b"\x1b[6n" in new:  # it asks where the cursor is
+                    os.write(mine, b"\x1b[1;1R")
+            elif keys and keys[0][0].encode() in seen:  # and it draws no more
+                os.write(mine, keys.pop(0)[1].encode())
+                seen = b""
+        return last_answer(file)
+    except OSError:  # it has ended
+        return ""
+    finally:
+        os.killpg(agent.pid, signal.SIGKILL)
+        agent.wait()
+        os.close(mine)
+        os.close(its)
+
+
+def last_answer(file: Path) -> str:
+    """The last message of a session, as JSON, where it is the agent's."""
+    try:
+        told = json.loads(file.read_text())
+    except ValueError:  # half written
+        return ""
+    last = (told if isinstance(told, list) else told["messages"])[-1]
+    return json.dumps(last["content"]) if last["role"] == "assistant" else ""
 
 
 def output(command: list[str], more: dict[str, str] | None = None, folder: Path | None = None) -> str:

@@ -1,11 +1,15 @@
 """The log-probabilities of a prompt's own tokens: the model's own, whatever else runs, was kept or got lost."""
 
+import json
+
 import mlx.core as mx
 import mlx_helpers as helpers
 import pytest
 import tiny_llama
 from mlx import nn
+from mlx.utils import tree_flatten
 from mlx_helpers import Run, open_engine
+from mlx_lm.models import gpt_bigcode, mamba
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
@@ -138,6 +142,33 @@ def test_a_prompt_that_loses_its_room_in_mid_reading_is_scored_once_and_in_full(
     assert "a" in run.parked
     assert_own(folder, engine, SHIP, run.prompts["a"])
     assert run.reasons == {"a": "length"}
+
+
+MAMBA = {
+    "model_type": "mamba", "hidden_size": 32, "intermediate_size": 64, "state_size": 4, "num_hidden_layers": 2,
+    "conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "time_step_rank": 4, "max_position_embeddings": 512,
+}  # fmt: skip
+BIGCODE = {
+    "model_type": "gpt_bigcode", "n_embd": 32, "n_layer": 2, "n_inner": 64, "n_head": 4, "n_positions": 512,
+    "layer_norm_epsilon": 1e-5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "config"), [(mamba, MAMBA), (gpt_bigcode, BIGCODE)], ids=["recurrent", "one row"])
+def test_models_with_caches_of_other_kinds_score_prompts_too(tmp_path, kind, config):
+    vocab_size, eos = tiny_llama.write_tokenizer(tmp_path)
+    config = {**config, "vocab_size": vocab_size, "eos_token_id": eos}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    mx.random.seed(3)
+    model = kind.Model(kind.ModelArgs.from_dict(config))
+    wide = {name: array + 0.3 * mx.random.normal(array.shape) for name, array in tree_flatten(model.parameters())}
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), wide, metadata={"format": "mlx"})
+    engine = open_engine(tmp_path, prefill_chunk=16)
+    run = Run(engine).submit("a", scored(SHIP)).submit("b", plain(SHIP, 4)).submit("c", scored(FOX, 2)).finish()
+    for name, prompt in (("a", SHIP), ("c", FOX)):
+        assert_own(tmp_path, engine, prompt, run.prompts[name])
+    assert run.counts["b"] == 4
+    engine.close()
 
 
 # ---- memory

@@ -15,7 +15,9 @@ ENTRY = {
     "thinking": False,
     "reasoning_budget": 9,
     "system_prefix": "Be brief.",
-    "profiles": {"hot": {"sampling": {"temperature": 1.5}, "thinking": True, "system_prefix": "Be wild."}},
+    "profiles": {
+        "hot": {"sampling": {"temperature": 1.5}, "thinking": True, "system_prefix": "Be wild.", "aliases": ["wild"]}
+    },
 }
 MODELS = {"builtin": False, "programs": [], "entries": {"tiny": ENTRY}}
 HI = [{"role": "user", "content": "hi"}]
@@ -86,11 +88,11 @@ def test_a_prompt_that_is_read_as_it_is_gets_no_prefix(asked):
 
 
 def test_lists_show_aliases_and_profiles_as_models(http):
-    names = {"tiny", "gpt-4o", "tiny:hot"}
+    names = {"tiny", "gpt-4o", "tiny:hot", "wild"}
     assert {one["id"] for one in http.get("/v1/models").json()["data"]} == names
     tags = http.get("/api/tags").json()["models"]
     assert {one["name"] for one in tags} == names
-    assert len({one["digest"] for one in tags}) == 3
+    assert len({one["digest"] for one in tags}) == 4
     assert http.get("/v1/models/tiny:hot").json()["id"] == "tiny:hot"
     assert {one["name"] for one in http.get("/admin/models").json()["models"]} == {"tiny"}
 

@@ -346,7 +346,6 @@ def test_what_changes_models_is_not_supported(llama: ollama.Client, http: httpx.
     calls = [
         lambda: llama.delete("tiny"),
         lambda: llama.copy("tiny", "other"),
-        lambda: llama.create("other", from_="tiny"),
         lambda: llama.push("tiny"),
     ]
     for call in calls:
