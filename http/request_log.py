@@ -53,8 +53,7 @@ class Stages:
 
     def _close(self, now_s: float) -> None:
         if now_s > self._since_s and len(self._spans) < MOST_SPANS:
-            start_s, length_s = self._since_s - self._began_s, now_s - self._since_s
-            self._spans.append(Span(self._stage, round(start_s, 4), round(length_s, 4)))
+            self._spans.append(Span(self._stage, self._since_s - self._began_s, now_s - self._since_s))
 
 
 class RequestFigures(msgspec.Struct, frozen=True):
@@ -138,10 +137,18 @@ class RequestLog:
 
 
 def row_of(ended: EndedRequest) -> dict[str, Any]:
-    """A request as one row: the time in each stage in the place of the spans."""
+    """A request as one row: the time in each stage in the place of the spans. Times are rounded only here."""
     row: dict[str, Any] = msgspec.structs.asdict(ended)
     del row["spans"]
-    row["stages_s"] = stages = {"queue": 0.0, "load": 0.0, "read": 0.0, "decode": 0.0, "pause": 0.0}
+    for name, digits in (("ended_at", 3), ("seconds", 3), ("first_token_s", 4), ("paused_s", 3)):
+        row[name] = None if row[name] is None else round(row[name], digits)
+    stages = {"queue": 0.0, "load": 0.0, "read": 0.0, "decode": 0.0, "pause": 0.0}
     for span in ended.spans:
-        stages[span.stage] = round(stages[span.stage] + span.length_s, 4)
+        stages[span.stage] += span.length_s
+    row["stages_s"] = {stage: round(length_s, 4) for stage, length_s in stages.items()}
     return row
+
+
+def spans_of(ended: EndedRequest) -> list[Span]:
+    """The stretches of a request's time, rounded."""
+    return [Span(one.stage, round(one.start_s, 4), round(one.length_s, 4)) for one in ended.spans]

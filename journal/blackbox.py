@@ -22,6 +22,8 @@ _SAMPLE_EVERY_S = 1.0
 # Ten minutes of samples, and more events than an hour of trouble makes.
 _MAX_SAMPLES = 600
 _MAX_ROWS = 10_000
+# Every place's midnight is at a whole quarter of an hour.
+_QUARTER_S = 900
 
 
 class BlackBox:
@@ -42,6 +44,8 @@ class BlackBox:
         # An append to a bounded deque is atomic and lets the oldest fall out.
         self._samples: collections.deque[Row] = collections.deque(maxlen=_MAX_SAMPLES)
         self._rows: collections.deque[Row] = collections.deque(maxlen=_MAX_ROWS)
+        self._sums: dict[tuple[int, str, str], list[int]] = {}
+        self._sums_lock = threading.Lock()
         self._flushes: collections.deque[threading.Event] = collections.deque()
         self._wake = threading.Event()
         self._end: End | None = None
@@ -77,7 +81,21 @@ class BlackBox:
 
     def tokens(self, model: str, key: str, figures: tuple[int, int, int]) -> None:
         """The tokens of one request (prompt, reused of it, answer), added to the sums of its day, model and key."""
-        self._put(self._rows, (TOKENS, (self._now(), model, key, *figures)))
+        # Summed here: a row for each request would wake the thread for each, and busy hours would fill the queue.
+        place = int(self._now() // _QUARTER_S), model, key
+        with self._sums_lock:
+            is_first = not self._sums
+            held = self._sums.get(place)
+            if held is None:
+                if len(self._sums) >= _MAX_ROWS:
+                    self.dropped += 1
+                    return
+                held = self._sums[place] = [0, 0, 0, 0]
+            held[0] += 1
+            for number, figure in enumerate(figures, 1):
+                held[number] += figure
+        if is_first:
+            self._wake.set()
 
     def flush(self, timeout_s: float = 2.0) -> bool:
         """Wait until all that was given so far is in the file; False when that takes longer."""
@@ -144,7 +162,13 @@ class BlackBox:
         return True
 
     def _drain(self) -> list[Row]:
-        return [queue.popleft() for queue in (self._rows, self._samples) for _ in range(len(queue))]
+        with self._sums_lock:
+            sums, self._sums = self._sums, {}
+        tokens: list[Row] = [
+            (TOKENS, (quarter * _QUARTER_S, model, key, *figures)) for (quarter, model, key), figures in sums.items()
+        ]
+        rows = [queue.popleft() for queue in (self._rows, self._samples) for _ in range(len(queue))]
+        return rows + tokens
 
     def _on_failure(self, error: Exception) -> bool:
         """Say it once; True when a broken file was moved out of the way, so that a new one can be begun."""

@@ -19,9 +19,10 @@ EVENT = "INSERT INTO events (rowid, at, kind, json) VALUES (?, ?, ?, ?)"
 PEAK = """INSERT INTO peaks VALUES (?, ?, ?) ON CONFLICT (model) DO UPDATE
     SET bytes = excluded.bytes, at = excluded.at WHERE excluded.bytes >= bytes"""
 # A day is one of this machine's clock.
-TOKENS = """INSERT INTO tokens VALUES (date(?, 'unixepoch', 'localtime'), ?, ?, 1, ?, ?, ?)
-    ON CONFLICT (day, model, key) DO UPDATE SET requests = requests + 1, prompt = prompt + excluded.prompt,
-    reused = reused + excluded.reused, completion = completion + excluded.completion"""
+TOKENS = """INSERT INTO tokens VALUES (date(?, 'unixepoch', 'localtime'), ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (day, model, key) DO UPDATE SET requests = requests + excluded.requests,
+    prompt = prompt + excluded.prompt, reused = reused + excluded.reused,
+    completion = completion + excluded.completion"""
 
 _RUN = "INSERT OR IGNORE INTO runs (started, pid, pid_started, version, seen) VALUES (?, ?, ?, ?, ?)"
 _SEEN = "UPDATE runs SET seen = ?, percent = coalesce(?, percent) WHERE started = ? AND pid = ?"

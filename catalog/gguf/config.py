@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from plimsoll.catalog.gguf.families import FAMILIES, MIXTRAL, Family, expected_shapes
 from plimsoll.catalog.gguf.reader import GgufError, Header, Tensor
 from plimsoll.catalog.gguf.tokenizer import Vocabulary
@@ -30,7 +32,7 @@ def build_config(header: Header, vocabulary: Vocabulary) -> dict[str, Any]:
     family = family_of(header)
     if header.integer(f"{name}.expert_count", 0) and not family.experts:
         raise GgufError(
-            f"the model is a mixture of experts ({name}.expert_count): of these qwen3moe and llama are known"
+            f"the model is a mixture of experts ({name}.expert_count): of these llama, qwen2moe and qwen3moe are known"
         )
     hidden, heads = (
         header.integer(f"{name}.embedding_length", least=1),
@@ -78,21 +80,24 @@ def _experts(header: Header, name: str, family: Family, config: dict[str, Any]) 
     """How many experts there are and how many see a token; llama.cpp has the rest in its code."""
     used = header.integer(f"{name}.expert_used_count", least=1)
     experts = header.integer(f"{name}.expert_count", least=used)
-    if family is MIXTRAL:
+    told = {family.experts: experts, "num_experts_per_tok": used}
+    if family.model_type in _HEADS_OF_HIDDEN:
         hidden, heads, head_dim = (config[key] for key in ("hidden_size", "num_attention_heads", "head_dim"))
         if head_dim * heads != hidden:
-            raise GgufError(f"a head has {head_dim} values: mlx-lm's Mixtral has {hidden} / {heads}")
-        return {family.experts: experts, "num_experts_per_tok": used}
-    return {
-        family.experts: experts,
-        "num_experts_per_tok": used,
-        "moe_intermediate_size": header.integer(f"{name}.expert_feed_forward_length", least=1),
-        "norm_topk_prob": True,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-    }
+            raise GgufError(f"a head has {head_dim} values: mlx-lm's {family.model_type} has {hidden} / {heads}")
+    if family is MIXTRAL:
+        return told
+    told["moe_intermediate_size"] = header.integer(f"{name}.expert_feed_forward_length", least=1)
+    if name == "qwen2moe":
+        if config["tie_word_embeddings"]:
+            raise GgufError("the tensor output.weight is missing, which mlx-lm's qwen2_moe needs")
+        key = f"{name}.expert_shared_feed_forward_length"
+        return told | {"shared_expert_intermediate_size": header.integer(key, least=1)}
+    return told | {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
 
 
+# mlx-lm's model of these knows no size of a head but this one.
+_HEADS_OF_HIDDEN = ("mixtral", "qwen2_moe")
 _GEMMA3_27B_LAYERS = 62
 
 
@@ -127,6 +132,8 @@ def name_tensors(header: Header, config: dict[str, Any]) -> dict[str, Tensor]:
     for name, shape in wanted.items():
         if name not in found:
             raise GgufError(f"the tensor for {name} is missing")
+        if shape == (1, *found[name].shape):  # llama.cpp's converter writes one row without its dimension
+            found[name] = msgspec.structs.replace(found[name], shape=shape)
         if found[name].shape != shape:
             raise GgufError(f"the tensor {found[name].name!r} has the shape {found[name].shape}, expected {shape}")
     if config["vocab_size"] < len(header.list_of("tokenizer.ggml.tokens", str)):
@@ -184,6 +191,7 @@ def _scaling(header: Header, name: str, family: Family) -> dict[str, Any] | None
     for part in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor"):
         if (value := header.number(f"{key}.{part}", 1.0)) != 1:
             raise GgufError(f"{key}.{part} is {value:g}: another one than 1 is not supported")
+    # llama.cpp takes the betas of a file for few architectures and 32 and 1 for these; the file has the model's own.
     return {
         "rope_type": "yarn",
         "factor": factor,

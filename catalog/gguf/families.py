@@ -19,6 +19,12 @@ _EXPERTS = {
     "ffn_up_exps": "switch_mlp.up_proj",
     "ffn_down_exps": "switch_mlp.down_proj",
 }
+_SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
 _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 
 
@@ -57,6 +63,14 @@ FAMILIES = {
         "qwen2", "Qwen2ForCausalLM", _LAYER, biases=("attn_q", "attn_k", "attn_v"), rope_scalings=_ALL_SCALINGS
     ),
     "qwen3": Family("qwen3", "Qwen3ForCausalLM", _LAYER | _HEAD_NORMS, rope_scalings=_ALL_SCALINGS),
+    "qwen2moe": Family(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        _with_experts(_LAYER, "mlp") | _SHARED_EXPERT,
+        biases=("attn_q", "attn_k", "attn_v"),
+        rope_scalings=(),
+        experts="num_experts",
+    ),
     "qwen3moe": Family(
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
@@ -107,6 +121,7 @@ def expected_shapes(family: Family, config: dict[str, Any]) -> dict[str, tuple[i
     keys = config["num_key_value_heads"] * config["head_dim"]
     is_fused = "attn_qkv" in family.layer
     experts, of_expert = config.get(family.experts, 0), config.get("moe_intermediate_size", inner)
+    shared = config.get("shared_expert_intermediate_size", inner)
     of_part: dict[str, tuple[int, ...]] = {
         "attn_q": (queries, hidden),
         "attn_k": (keys, hidden),
@@ -122,6 +137,10 @@ def expected_shapes(family: Family, config: dict[str, Any]) -> dict[str, tuple[i
         "ffn_gate_exps": (experts, of_expert, hidden),
         "ffn_up_exps": (experts, of_expert, hidden),
         "ffn_down_exps": (experts, hidden, of_expert),
+        "ffn_gate_inp_shexp": (1, hidden),
+        "ffn_gate_shexp": (shared, hidden),
+        "ffn_up_shexp": (shared, hidden),
+        "ffn_down_shexp": (hidden, shared),
     }
     shapes: dict[str, tuple[int, ...]] = {}
     for number in range(config["num_hidden_layers"]):

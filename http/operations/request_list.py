@@ -11,7 +11,7 @@ from plimsoll.http.app_state import App, AppState
 from plimsoll.http.errors import respond
 from plimsoll.http.limits.body_budget import HttpRequest
 from plimsoll.http.operations.history import read_journal
-from plimsoll.http.request_log import NEWEST, row_of
+from plimsoll.http.request_log import NEWEST, row_of, spans_of
 from plimsoll.journal import read
 
 _FILTERS = ("model", "key", "api", "outcome")
@@ -40,7 +40,7 @@ def add_routes(app: App, state: AppState) -> None:
         if found is None:
             raise UnknownRequest(f"none of the newest {NEWEST} requests has the id {request_id[:60]!r}", param="id")
         ended, texts = found
-        body: dict[str, Any] = row_of(ended) | {"spans": msgspec.to_builtins(ended.spans)}
+        body: dict[str, Any] = row_of(ended) | {"spans": msgspec.to_builtins(spans_of(ended))}
         if texts and request.ctx.caller.role is Role.ADMIN:
             body["texts"] = msgspec.to_builtins(texts)
         return respond(200, body)

@@ -385,7 +385,7 @@ def test_sentencepiece_falls_back_to_bytes_and_is_streamed_in_linear_time(conver
         ({"llama.expert_count": 8}, "llama.expert_used_count is missing"),
         (
             {"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.attention.key_length": 32},
-            "a head has 32 values: mlx-lm's Mixtral has 64 / 4",
+            "a head has 32 values: mlx-lm's mixtral has 64 / 4",
         ),
         ({"split.count": 3, "split.no": 0}, "one of 3 parts, and its name says 1"),
         ({"split.count": 3, "split.no": 1}, "not the first"),

@@ -74,6 +74,7 @@ def metadata(family, tokenizer):
     plain = gguf_files.llama_metadata(tokenizer)
     renamed = {key.replace("llama.", f"{family}.", 1): value for key, value in plain.items()}
     experts = {"expert_count": EXPERTS, "expert_used_count": 2, "expert_feed_forward_length": gguf_files.INNER}
+    experts |= {"expert_shared_feed_forward_length": gguf_files.INNER}
     told = {f"{family}.{key}": value for key, value in experts.items() if FAMILIES[family].experts}
     return renamed | {"general.architecture": family} | told
 
@@ -83,7 +84,10 @@ def model_file(path, family, seed=5):
     tokenizer = gguf_files.bpe()
     sizes = {"hidden_size": gguf_files.HIDDEN, "intermediate_size": gguf_files.INNER, "num_hidden_layers": LAYERS}
     sizes |= {"num_attention_heads": gguf_files.HEADS, "num_key_value_heads": gguf_files.KV_HEADS}
-    sizes |= {"head_dim": gguf_files.HIDDEN // gguf_files.HEADS, "tie_word_embeddings": family != "phi3"}
+    sizes |= {
+        "head_dim": gguf_files.HIDDEN // gguf_files.HEADS,
+        "tie_word_embeddings": family not in ("phi3", "qwen2moe"),
+    }
     sizes |= {"vocab_size": len(tokenizer["tokenizer.ggml.tokens"]), FAMILIES[family].experts: EXPERTS}
     theirs = {renamed: part for part, renamed in FAMILIES[family].layer.items()}
     outside = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}

@@ -30,6 +30,7 @@ PLAIN = {
 }
 OF_EXPERTS = {"num_experts_per_tok": 2, "num_experts": EXPERTS, "num_local_experts": EXPERTS}
 OF_EXPERTS |= {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True, "moe_intermediate_size": INNER}
+OF_EXPERTS |= {"shared_expert_intermediate_size": 2 * INNER}
 
 
 def build(model_type, **more):
@@ -66,12 +67,14 @@ def write(path, model, arch, metadata, *, split=0):
     for name, array in tree_flatten(model.parameters()):
         value, module = np.array(array), name.rpartition(".")[0]
         if not module.startswith("model.layers."):
-            called = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}[module]
+            called = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}[module]
         else:
             _, _, number, part = module.split(".", 3)
             called = f"blk.{number}.{names[part]}"
             if family.rope_traditional and names[part] in ("attn_q", "attn_k"):
                 value = permuted(value, HEADS if names[part] == "attn_q" else KV_HEADS)
+        if called.endswith("ffn_gate_inp_shexp"):
+            value = value.squeeze(0)  # as llama.cpp's converter writes it
         writer.add_tensor(f"{called}.{name.rpartition('.')[2]}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -125,10 +128,13 @@ def test_yarn_that_mlx_lm_would_compute_otherwise_is_refused(tmp_path):
         convert(tmp_path / "m.gguf", tmp_path / "out")
 
 
-@pytest.mark.parametrize(("arch", "model_type"), [("qwen3moe", "qwen3_moe"), ("llama", "mixtral")])
+@pytest.mark.parametrize(
+    ("arch", "model_type"), [("qwen2moe", "qwen2_moe"), ("qwen3moe", "qwen3_moe"), ("llama", "mixtral")]
+)
 def test_experts_give_the_same_tokens(arch, model_type, tmp_path):
-    model = build(model_type, **OF_EXPERTS)
+    model = build(model_type, **OF_EXPERTS, tie_word_embeddings=model_type != "qwen2_moe")
     keys = {"expert_count": EXPERTS, "expert_used_count": 2, "expert_feed_forward_length": INNER}
+    keys |= {"expert_shared_feed_forward_length": 2 * INNER}
     write(tmp_path / "m.gguf", model, arch, keys)
     assert agrees(model, tmp_path / "m.gguf", tmp_path / "out")["model_type"] == model_type
 

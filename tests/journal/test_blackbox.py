@@ -172,6 +172,32 @@ def test_a_row_that_cant_be_stored_costs_only_itself(box: BlackBox, path: Path, 
     assert (box.dropped, box.problem) == (2, "")
 
 
+def test_tokens_of_a_busy_time_are_all_counted_on_their_days(make_box: MakeBox, path: Path, clock) -> None:
+    box = make_box(now=clock)
+
+    def count() -> None:
+        for _ in range(15_000):  # more than the queue of rows holds
+            box.tokens("m", "key", (3, 2, 1))
+
+    clock.at -= 2 * DAY_S  # never the same day, whatever the clocks are set to
+    threads = [threading.Thread(target=count) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    clock.at += 2 * DAY_S
+    box.tokens("m", "", (1, 0, 1))
+    box.start()
+    assert box.flush(DEADLINE_S)
+    box.tokens("m", "", (1, 0, 1))
+    assert box.flush(DEADLINE_S)
+    today, before = read.tokens(path, 4)
+    assert (today.key, today.requests, today.prompt, today.reused, today.completion) == ("", 2, 2, 0, 2)
+    assert (before.key, before.requests) == ("key", 30_000)
+    assert (before.prompt, before.reused, before.completion) == (90_000, 60_000, 30_000)
+    assert box.dropped == 0
+
+
 def test_without_a_file_there_is_nothing_to_read(path: Path) -> None:
     assert read.events(path, 60) == []
     assert read.samples(path, 60) == []
