@@ -17,9 +17,9 @@ export const WORDS = {
   "theme.auto": ["auto", "авто"],
   "theme.light": ["light", "светлые"],
   "theme.dark": ["dark", "тёмные"],
-  "status.healthy": ["healthy", "всё хорошо"],
+  "status.healthy": ["healthy", "в норме"],
   "status.warning": ["warning", "внимание"],
-  "status.degraded": ["degraded", "с ограничениями"],
+  "status.degraded": ["degraded", "ограничен"],
   "status.critical": ["critical", "критично"],
 
   // ---- figures and times
