@@ -306,6 +306,7 @@ export const WORDS = {
   "requests.key": ["key", "ключ"],
   "requests.key_hint": ["its name", "его имя"],
   "requests.again": ["Read again", "Прочитать снова"],
+  "requests.table": ["Table of requests", "Таблица запросов"],
   "requests.ended": ["ended", "конец"],
   "requests.in": ["in", "вход"],
   "requests.reused": ["reused", "повторно"],
