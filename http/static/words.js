@@ -17,9 +17,9 @@ export const WORDS = {
   "theme.auto": ["auto", "авто"],
   "theme.light": ["light", "светлые"],
   "theme.dark": ["dark", "тёмные"],
-  "status.healthy": ["healthy", "всё хорошо"],
+  "status.healthy": ["healthy", "в норме"],
   "status.warning": ["warning", "внимание"],
-  "status.degraded": ["degraded", "с ограничениями"],
+  "status.degraded": ["degraded", "ограничен"],
   "status.critical": ["critical", "критично"],
 
   // ---- figures and times
@@ -306,6 +306,7 @@ export const WORDS = {
   "requests.key": ["key", "ключ"],
   "requests.key_hint": ["its name", "его имя"],
   "requests.again": ["Read again", "Прочитать снова"],
+  "requests.table": ["Table of requests", "Таблица запросов"],
   "requests.ended": ["ended", "конец"],
   "requests.in": ["in", "вход"],
   "requests.reused": ["reused", "повторно"],

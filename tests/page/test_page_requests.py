@@ -28,6 +28,9 @@ def test_requests_are_listed_filtered_and_shown_as_a_waterfall(serve, visit):
     expect(panel.get_by_role("list", name="Stages").locator("li").first).to_be_visible()
     expect(panel.locator(".waterfall")).to_contain_text("openai")
     expect(panel.locator(".waterfall")).to_contain_text("load")
+    colour = "(bar) => getComputedStyle(bar).backgroundColor"
+    bars = [panel.locator(f".track [data-stage={stage}]").first for stage in ("load", "read", "queue")]
+    assert len({bar.evaluate(colour) for bar in bars}) == 3, "each stage has a colour of its own"
     rows.first.get_by_role("button").click()
     expect(panel.locator(".waterfall")).to_have_count(0)
     panel.get_by_label("ending").select_option("failed")
@@ -41,4 +44,7 @@ def test_the_panel_fits_a_phone(serve, visit):
     page = visit(site, viewport={"width": 360, "height": 740}).page
     page.locator("#requests summary").click()
     expect(page.locator("#requests tbody tr")).to_have_count(1)
+    page.locator("#requests tbody button").click()
+    box = page.get_by_role("list", name="Stages").bounding_box()
+    assert box["x"] + box["width"] <= 360
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -2,13 +2,29 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from playwright.sync_api import expect
 
+from plimsoll.actors.status import State
+from plimsoll.http.request_log import Stage
+from plimsoll.journal.events import KINDS
+from plimsoll.memory.sample import Level
+
 STATIC = Path(__file__).parents[2] / "http" / "static"
 # Keys that scripts put together: of words of the server's, and of a choice.
-MADE = re.compile(r"^(level|status|state|severity|stage|ending|kind|theme|settings|card|plan|memory|chat)\.")
+MADE = re.compile(
+    r"(level|status|state|severity|stage|ending|kind|theme|settings|unit)\.\w+|memory\.(open|closed)|card\.load"
+    r"|plan\.(fits|evicts|waits|never|refused|wait_body|line_body)"
+)
+# What the server calls things, which the page puts into words.
+SERVERS = {
+    *(f"kind.{kind}" for kind in KINDS),
+    *(f"state.{state}" for state in State),
+    *(f"stage.{stage}" for stage in get_args(Stage)),
+    *(f"level.{level.name.lower()}" for level in Level),
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +47,8 @@ def test_every_text_is_there_in_both_languages_with_the_same_values(site, visit)
     used = html | {one for one in quoted if one.partition(".")[0] in {key.partition(".")[0] for key in words}}
     files = {one for one in used if one.endswith((".js", ".css"))}
     assert used - files - set(words) == set(), "texts that are missing"
-    assert {key for key in set(words) - used if not MADE.match(key)} == {"unit.d", "unit.h", "unit.min"}
+    assert {key for key in set(words) - used if not MADE.fullmatch(key)} == set(), "texts that nothing names"
+    assert SERVERS - set(words) == set()
 
 
 def test_a_russian_browser_gets_russian_and_may_choose(site, visit):
