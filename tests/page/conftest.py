@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from lasting_port import lasting_port
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 DEADLINE_S = 60
@@ -43,7 +43,7 @@ class Site:
         }
         self._file = folder / "plimsoll.yaml"
         self._process: subprocess.Popen[str] | None = None
-        self.url = ""
+        self._port = lasting_port()
         self.configure(**sections)
 
     def configure(self, **sections: Any) -> None:
@@ -51,8 +51,7 @@ class Site:
         self._file.write_text(json.dumps(self._settings | sections))  # JSON is YAML
 
     def start(self) -> None:
-        port = urlsplit(self.url).port or 0
-        command = [sys.executable, "-m", "plimsoll", "serve", "--config", str(self._file), "--port", str(port)]
+        command = [sys.executable, "-m", "plimsoll", "serve", "--config", str(self._file), "--port", str(self._port)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self._process.stdout
         found = re.search(r"http://[\d.:]+", self._process.stdout.readline())
