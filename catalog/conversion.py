@@ -1,14 +1,15 @@
 """A model's weights in another precision: what is asked for, what it takes, and the folder that it becomes."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from plimsoll.catalog import child_process
+from plimsoll.catalog import child_process, files
 from plimsoll.catalog.fetch import make_once
 from plimsoll.catalog.files import Tensor, read_object, read_tensors
-from plimsoll.catalog.source import Progress
+from plimsoll.catalog.source import CONVERSION, Progress
 from plimsoll.catalog.weigh import weigh
 from plimsoll.errors import BadRequest, LoadFailed
 from plimsoll.memory.load_options import Weight
@@ -24,6 +25,7 @@ MODES = ("affine", *_FIXED_MODES)
 
 # mlx-lm holds one file of the result at a time; the child makes files of this size.
 FILE_BYTES = 1 << 30
+_MADE_BY = "plimsoll convert"
 # Python, MLX and mlx-lm themselves take 0.2 GB, a large vocabulary's tokenizer as much.
 _BASE_BYTES = 1 << 30
 
@@ -141,8 +143,14 @@ def convert_folder(source: Path, conversion: Conversion, folder: Path, *, most_b
         )
         if failure:
             raise LoadFailed(f"{source} can't be converted: {failure}")
+        (new / CONVERSION).write_text(json.dumps({"made_by": _MADE_BY, "from": str(source)}), encoding="utf-8")
 
     make_once(folder, make, progress)
+
+
+def is_result(folder: Path) -> bool:
+    """Whether ``folder`` is what a conversion has made, so that it may be deleted again."""
+    return not folder.is_symlink() and files.conversion(folder).get("made_by") == _MADE_BY
 
 
 def _largest_float(tensors: Mapping[str, Tensor]) -> int:

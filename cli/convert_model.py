@@ -99,7 +99,7 @@ def _models_folder(link: Link) -> Path:
 def _free_name(name: str, catalog: Catalog) -> str:
     if not _NAME.fullmatch(name):
         raise Refused(f"{name[:80]!r} can't be the name of a folder of models: letters, digits, - . and _ can")
-    if name in catalog.names() or name in catalog.config.entries:
+    if name in catalog.names() or name in catalog.config.entries or name in catalog.other_names():
         raise Refused(f"there is a model {name!r} already: choose another name with --name")
     return name
 

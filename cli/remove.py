@@ -10,6 +10,7 @@ import typer
 from huggingface_hub import CacheNotFound, scan_cache_dir
 
 from plimsoll.catalog import Catalog, CatalogModel, default_cache_dir
+from plimsoll.catalog.conversion import is_result
 from plimsoll.catalog.files import local_folder
 from plimsoll.catalog.layouts import hub_cache
 from plimsoll.catalog.source import split_revision
@@ -66,11 +67,17 @@ def _files_of(model: CatalogModel, cache_dir: Path) -> _Files:
     if source.kind in ("builtin", "gguf") and (made := local_folder(source, cache_dir)) and made.is_dir():
         if source.kind == "gguf" and not made.is_relative_to(cache_dir):
             raise Refused(f"{made} is not in {cache_dir}")
-        held = sum(file.lstat().st_size for file in made.rglob("*") if not file.is_dir())
-        return _Files(held, str(made), lambda: shutil.rmtree(made))
+        return _folder(made)
+    if source.kind == "folder" and is_result(Path(source.location)):
+        return _folder(Path(source.location))
     if source.kind in ("folder", "gguf"):
         raise Refused(f"{source.location} was not put there by Plimsoll: delete it by hand")
     raise Refused(f"{source.name} has no files on this machine")
+
+
+def _folder(folder: Path) -> _Files:
+    held = sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
+    return _Files(held, str(folder), lambda: shutil.rmtree(folder))
 
 
 def _in_hub_cache(name: str, repo: str, revision: str) -> _Files:

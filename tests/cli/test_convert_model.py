@@ -41,6 +41,9 @@ def test_the_result_lies_in_the_folder_of_models_and_is_offered(shell, plimsoll,
     again = plimsoll("convert", "tiny-8bit", "--name", "other", "--config", place.file)
     shell.fails(again, 1, "tiny-8bit is quantised already", "--dequantize")
     assert [path.name for path in place.folder.iterdir() if path.name[0] != "."] == ["tiny-8bit"]
+    done = plimsoll("rm", "tiny-8bit", "--yes", "--config", place.file)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in place.folder.iterdir() if path.name[0] != "."] == []
 
 
 def test_what_can_not_be_converted_is_refused_in_one_line(shell, plimsoll, place, tiny):
