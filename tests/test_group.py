@@ -21,8 +21,8 @@ from plimsoll.catalog import default_cache_dir
 TWICE = ["127.0.0.1", "127.0.0.1"]
 FRANCE = {"role": "user", "content": "What is the capital of France?"}
 STORY = {"role": "user", "content": "Tell me a story about a ship."}
-COUNT = {"role": "user", "content": "Please count to twenty, and say each number in words. " * 4}
-SHIP = {"model": "pipeline-2", "messages": [STORY], "max_tokens": 24, "temperature": 0, "stream": True}
+COUNT = {"role": "user", "content": "Please count to twenty, and say each number in words. " * 3}
+SHIP = {"model": "pipeline-2", "messages": [STORY], "max_tokens": 16, "temperature": 0, "stream": True}
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,14 @@ async def converse(url: str, model: str) -> list[tuple[str, int]]:
     async with httpx.AsyncClient(base_url=url, timeout=100) as client:
         first = await ask(client, model, FRANCE)
         together = asyncio.gather(
-            ask(client, model, STORY, tokens=12),
+            ask(client, model, STORY, tokens=6),
             ask(client, model, FRANCE, tokens=3),
-            ask(client, model, COUNT, tokens=6),
+            ask(client, model, COUNT, tokens=4),
             give_up(client, model),
         )
         *others, _ = await together
-        second = await ask(client, model, FRANCE, {"role": "assistant", "content": first[0]}, STORY, tokens=6)
-        third = await ask(client, model, STORY, {"role": "assistant", "content": others[0][0]}, FRANCE, tokens=6)
+        second = await ask(client, model, FRANCE, {"role": "assistant", "content": first[0]}, STORY, tokens=4)
+        third = await ask(client, model, STORY, {"role": "assistant", "content": others[0][0]}, FRANCE, tokens=4)
         return [first, *others, second, third]
 
 

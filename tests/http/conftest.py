@@ -21,6 +21,7 @@ import openai
 import pykka
 import pytest
 from sanic import Sanic
+from sanic.router import Router
 from sanic.touchup.schemes.base import BaseScheme
 from scripts import sends
 
@@ -154,6 +155,7 @@ class RunningServer:
             self.stop()
         self.join()
         Sanic.unregister_app(self.app)
+        Router.get.cache_clear()  # it would keep a thousand apps
 
     def join(self) -> None:
         self._thread.join(DEADLINE_S)
