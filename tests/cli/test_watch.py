@@ -8,6 +8,7 @@ import signal
 import subprocess
 
 import pytest
+from lasting_port import lasting_port
 
 from plimsoll.journal import events
 from plimsoll.journal.blackbox import BlackBox
@@ -64,12 +65,13 @@ def test_follow_shows_events_as_they_come_after_those_before(shell, plimsoll, ur
 
 
 def test_follow_goes_on_when_the_server_is_back(shell, tmp_path):
+    port = lasting_port()
     with contextlib.ExitStack() as stack:
-        with shell.serving(tmp_path, {"echo": {"source": "fake:"}}) as url:
+        with shell.serving(tmp_path, {"echo": {"source": "fake:"}}, port) as url:
             child = stack.enter_context(following(shell, "--kind", "server_started", "--since", "1h", "--url", url))
             assert "server_started" in child.stdout.readline()
         assert "waiting for it" in child.stderr.readline()
-        stack.enter_context(shell.serving(tmp_path, {"echo": {"source": "fake:"}}, int(url.rpartition(":")[2])))
+        stack.enter_context(shell.serving(tmp_path, {"echo": {"source": "fake:"}}, port))
         assert "server_started" in child.stdout.readline()
 
 
@@ -99,12 +101,13 @@ def test_top_at_a_terminal_is_left_by_q_and_by_ctrl_c(shell, url, key, code):
 
 @FORKS
 def test_top_at_a_terminal_outlives_the_server(shell, tmp_path):
+    port = lasting_port()
     with contextlib.ExitStack() as stack:
-        with shell.serving(tmp_path, {"echo": {"source": "fake:"}}) as url:
+        with shell.serving(tmp_path, {"echo": {"source": "fake:"}}, port) as url:
             terminal = shell.Terminal("top", "--url", url, term="xterm")
             terminal.shows("healthy")
         terminal.shows("gone, waiting for it")
-        stack.enter_context(shell.serving(tmp_path, {"echo": {"source": "fake:"}}, int(url.rpartition(":")[2])))
+        stack.enter_context(shell.serving(tmp_path, {"echo": {"source": "fake:"}}, port))
         terminal.shows("healthy")
         terminal.types("q")
         assert terminal.ends() == 0

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from lasting_port import lasting_port
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 DEADLINE_S = 60
@@ -47,7 +47,7 @@ class Site:
         # Whatever models this machine has are none of the tests'.
         self._env = {**os.environ, "HF_HOME": str(folder / "hf"), **(env or {})}
         self._process: subprocess.Popen[str] | None = None
-        self.url = ""
+        self._port = lasting_port()
         self.configure(**sections)
 
     def configure(self, **sections: Any) -> None:
@@ -55,8 +55,7 @@ class Site:
         self._file.write_text(json.dumps(self._settings | sections))  # JSON is YAML
 
     def start(self) -> None:
-        port = urlsplit(self.url).port or 0
-        command = [sys.executable, "-m", "plimsoll", "serve", "--config", str(self._file), "--port", str(port)]
+        command = [sys.executable, "-m", "plimsoll", "serve", "--config", str(self._file), "--port", str(self._port)]
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=self._env
         )

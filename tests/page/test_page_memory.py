@@ -33,8 +33,9 @@ def test_every_script_of_the_page_is_fetched_ahead(serve, visit):
 
 
 def test_a_full_memory_is_said_in_words_and_where_it_went(serve, visit):
-    limits = {"limit": 1600 * MIB, "warning_percent": 30, "critical_percent": 95}
-    page = visit(serve({"heavy": "fake:hold=500MiB"}, memory=limits)).page
+    # Higher than what the rest of a machine may take: its own use counts too.
+    limits = {"limit": 1700 * MIB, "warning_percent": 60, "critical_percent": 95}
+    page = visit(serve({"heavy": "fake:hold=1000MiB"}, memory=limits)).page
     expect(page.locator("#level")).to_have_text("normal")
     page.get_by_role("button", name="Load heavy").click()
     expect(page.locator("#level")).to_have_text("warning")
