@@ -185,6 +185,7 @@ class BlackBox:
                 log.warning("the black box of memory was broken (%s): renamed to %s, a new one begins", error, aside)
                 return True
         if not self.problem:
-            self.problem = f"the black box of memory can't be written: {self.path}: {error}"
-            log.warning("%s; the server goes on without it and tries again", self.problem)
+            problem = f"the black box of memory can't be written: {self.path}: {error}"
+            log.warning("%s; the server goes on without it and tries again", problem)
+            self.problem = problem
         return False

@@ -25,6 +25,15 @@ def _info(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "plimsoll.memory")
 
 
+def wait_for_problem(box: BlackBox, words: str) -> None:
+    """Until its thread has met it, and what is flushed does not get into the file."""
+    until = time.monotonic() + DEADLINE_S
+    while words not in box.problem:
+        assert time.monotonic() < until, box.problem
+        time.sleep(0.01)
+    assert not box.flush(0.01)
+
+
 @pytest.fixture
 def _sqlite_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a lock, so that even on a busy machine it is plain that somebody else did not wait."""
@@ -57,9 +66,8 @@ def test_while_nothing_can_be_written_the_oldest_fall_out_and_it_is_said_once(
     for number in range(11_000):
         box.event(e.WorkerKilled("m", number))
         box.sample(sample_at(number), Level.NORMAL)
-    assert not box.flush(0.2)
+    wait_for_problem(box, "can't be written")
     assert box.failures >= 1
-    assert "can't be written" in box.problem
     assert len(caplog.records) == 1
     assert "the server goes on without it" in caplog.text
     folder.unlink()
@@ -124,14 +132,13 @@ def test_the_database_of_another_program_is_left_alone(
     box = make_box()
     box.start()
     box.event(e.ReadersRecovered())
-    assert not box.flush(0.1)
+    wait_for_problem(box, "another program")
     assert "another program" in caplog.text
     box.close("stopped")
     assert path.read_bytes() == before
 
 
 def test_a_full_disk_is_waited_out(make_box: MakeBox, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-
     connect = store.connect
     full = True
 
@@ -147,8 +154,7 @@ def test_a_full_disk_is_waited_out(make_box: MakeBox, path: Path, monkeypatch: p
     box.start()
     for number in range(2000):
         box.event(e.WorkerKilled("m", number))
-    assert not box.flush(0.2)
-    assert "full" in box.problem
+    wait_for_problem(box, "full")
     full = False
     assert box.flush(DEADLINE_S)
     assert len(read.events(path, 60)) == 2000
