@@ -1,4 +1,4 @@
-"""Plimsoll, mlx_lm.server and the raw BatchGenerator loop side by side: ``make bench``, about half an hour.
+"""Plimsoll, mlx_lm.server and the raw BatchGenerator loop side by side: ``make bench``, about an hour.
 
 Each figure comes out of one run on the same float32 weights of the built-in model and the same BLAS, the candidates
 taking turns. ``--only NAME,...`` measures some of it, ``--write`` puts the table and the picture into docs/. Needs a
