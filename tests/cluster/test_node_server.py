@@ -4,9 +4,13 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from plimsoll.actors.replies import Failed
+import msgspec
+
+from plimsoll.actors import replies
+from plimsoll.actors.replies import Failed, PromptLogprobs
 from plimsoll.cluster import node_protocol
 from plimsoll.cluster.node_server import NodeServer
+from plimsoll.engine.protocol import TokenLogprob
 from plimsoll.errors import InternalError
 from plimsoll.inbox import Inbox
 
@@ -34,3 +38,11 @@ def test_a_model_that_can_not_be_weighed_for_a_reason_that_nobody_thought_of_is_
     assert isinstance(item, Failed)
     assert isinstance(item.error, InternalError)
     assert "a can't be weighed here" in item.error.message
+
+
+def test_every_item_of_an_answer_has_a_number_on_the_wire() -> None:
+    kinds = {one for one in msgspec.Struct.__subclasses__() if one.__module__ == replies.__name__}
+    assert PromptLogprobs in kinds
+    assert kinds - {Failed} <= set(node_protocol._KINDS)
+    items = [("a", PromptLogprobs([TokenLogprob("A", 0.0), TokenLogprob(" ship", -1.0, [(" sea", -0.5)])]))]
+    assert node_protocol.decode_items(node_protocol.encode_items(items)) == items
