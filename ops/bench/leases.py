@@ -110,7 +110,15 @@ async def _first_tokens(served: Served, ask: dict[str, Any], tokens: int) -> Ans
     return answer
 
 
-def measure_full(folder: Path, scratch: Path, report: Report, gib: int = LIMIT_GIB, *, show: bool = False) -> None:
+def measure_full(
+    folder: Path,
+    scratch: Path,
+    report: Report,
+    gib: int = LIMIT_GIB,
+    *,
+    answer_tokens: int = ANSWER_TOKENS,
+    show: bool = False,
+) -> None:
     """Eight conversations that do not fit into memory together."""
     # 48 KiB of KV cache for a token: eight times 10,000 tokens take 3.7 GiB. Of many layers, as real models are: where
     # rows join or leave, one layer's old and new arrays are in memory together.
@@ -123,10 +131,10 @@ def measure_full(folder: Path, scratch: Path, report: Report, gib: int = LIMIT_G
     tokens = CONVERSATION_TOKENS * gib // LIMIT_GIB
     with Served(scratch, settings) as served, Use(served, gib << 30) as use:
         served.load("full")
-        answers = uvloop.run(_conversations(served, tokens))
+        answers = uvloop.run(_conversations(served, tokens, answer_tokens))
         if show:
             use.show(min(one.asked for one in answers))
-        refused = [answer.error for answer in answers if answer.error or answer.tokens != ANSWER_TOKENS]
+        refused = [answer.error for answer in answers if answer.error or answer.tokens != answer_tokens]
         what = f"{CONVERSATIONS} conversations of {tokens:,} tokens in {gib} GiB"
         report.row(
             f"{what}: not answered in full", "0", f"{len(refused)} {sorted(set(refused))[:2] or ''}", ok=not refused
@@ -153,11 +161,11 @@ def measure_full(folder: Path, scratch: Path, report: Report, gib: int = LIMIT_G
             ok=before > 0.85,
         )
         first, last = min(one.asked for one in answers), max(one.ended for one in answers)
-        report.row(f"{what}: time for all, {ANSWER_TOKENS} tokens each", "", f"{last - first:.0f} s")
+        report.row(f"{what}: time for all, {answer_tokens:,} tokens each", "", f"{last - first:.0f} s")
 
 
-async def _conversations(served: Served, tokens: int) -> list[Answer]:
-    asks = [body("full", prompt(tokens, f"voyage {n}"), ANSWER_TOKENS) for n in range(CONVERSATIONS)]
+async def _conversations(served: Served, tokens: int, answer_tokens: int) -> list[Answer]:
+    asks = [body("full", prompt(tokens, f"voyage {n}"), answer_tokens) for n in range(CONVERSATIONS)]
     return await asyncio.gather(*(stream(served.host, served.port, ask, patience_s=1200.0) for ask in asks))
 
 
@@ -278,6 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="what is measured; all by default")
     parser.add_argument("--gib", type=int, default=LIMIT_GIB, help="limit of `full`, whose prompts shrink with it")
+    parser.add_argument("--answer", type=int, default=ANSWER_TOKENS, help="tokens of each answer in `full`")
     parser.add_argument("--show", action="store_true", help="the course of memory use in `full`")
     options = parser.parse_args()
     report = Report()
@@ -285,7 +294,7 @@ def main() -> None:
     for part in options.parts or PARTS:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "models"
-            more = {"gib": options.gib, "show": options.show} if part == "full" else {}
+            more = {"gib": options.gib, "answer_tokens": options.answer, "show": options.show} if part == "full" else {}
             PARTS[part](folder, Path(scratch), report, **more)
     print(f"load {os.getloadavg()[0]:.1f}")
     raise SystemExit(bool(report.missed))
