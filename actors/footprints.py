@@ -9,7 +9,7 @@ from plimsoll.actors.model_records import ModelRecord, ModelRecords
 from plimsoll.actors.spare_worker import SpareWorker
 from plimsoll.actors.status import LOADED, State
 from plimsoll.actors.watchdog_supervision import WatchdogSupervision
-from plimsoll.catalog import CatalogModel
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal
 from plimsoll.memory.memory_errors import gib

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from concurrent.futures import Future
 
-from plimsoll.catalog import CatalogModel, default_cache_dir, place
 from plimsoll.catalog.disk import DISK
+from plimsoll.catalog.entries import CatalogModel
+from plimsoll.catalog.installed import default_cache_dir, place
 from plimsoll.catalog.source import Group, ModelSource
 from plimsoll.catalog.weigh import weigh_source
 from plimsoll.config import Config

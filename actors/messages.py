@@ -30,7 +30,7 @@ from plimsoll.actors.replies import Failed, Reply
 from plimsoll.actors.resume import Resume
 from plimsoll.actors.settings import Settings
 from plimsoll.actors.status import ModelStatus
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.engine.handle.process import Started, Worker
 from plimsoll.engine.protocol import Event, Request
 from plimsoll.errors import PlimsollError

@@ -10,7 +10,8 @@ from plimsoll.actors.settings import Settings
 from plimsoll.actors.status import LEAVING, LOADED, LiveUsage, ModelStatus, State, with_usage
 from plimsoll.actors.waiting_requests import WaitingRequests
 from plimsoll.actors.watchdog_supervision import WatchdogSupervision
-from plimsoll.catalog import Catalog, CatalogModel
+from plimsoll.catalog.entries import CatalogModel
+from plimsoll.catalog.names import Catalog
 from plimsoll.errors import ShuttingDown, UnknownModel
 from plimsoll.memory.ledger import Need, Seat
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 
 from plimsoll.actors.messages import Ref, SpareExited, tell
-from plimsoll.catalog import CatalogModel
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.engine.handle.process import SpawnWorker, Started, Worker
 from plimsoll.engine.protocol import Event, LoadError, ReadAhead
 from plimsoll.memory.ledger import Need

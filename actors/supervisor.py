@@ -26,7 +26,7 @@ from plimsoll.actors.spare_worker import SpareWorker
 from plimsoll.actors.status import LEAVING, SERVING, ModelStatus, State
 from plimsoll.actors.status_report import StatusReport
 from plimsoll.actors.watchdog_supervision import CheckWatchdog, WatchdogSupervision
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.errors import InternalError, PlimsollError, Unavailable
 from plimsoll.journal import events
 from plimsoll.journal.journal import Journal

@@ -23,7 +23,9 @@ from plimsoll.actors.timers import ThreadTimers
 from plimsoll.actors.watchdog import Watchdog
 from plimsoll.actors.watchdog_supervision import WatchdogSupervision
 from plimsoll.actors.worker_life import Effects, OnWeighed
-from plimsoll.catalog import Catalog, CatalogModel, default_cache_dir
+from plimsoll.catalog.entries import CatalogModel
+from plimsoll.catalog.installed import default_cache_dir
+from plimsoll.catalog.names import Catalog
 from plimsoll.catalog.source import Group
 from plimsoll.config import Config
 from plimsoll.engine.handle.environment import default_stop_grace_s, worker_environment

@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
-from plimsoll.catalog import CatalogModel, place
 from plimsoll.catalog.disk import DISK, DiskSilent
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.catalog.files import local_folder, problem, read_bytes, read_object
+from plimsoll.catalog.installed import place
 from plimsoll.catalog.model_card import chat_template, head_labels, is_base, is_cross_encoder, told_sampling
 from plimsoll.catalog.source import ModelSource, split_parts
 from plimsoll.catalog.weigh import text_part, weigh_source

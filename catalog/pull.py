@@ -8,8 +8,9 @@ import sys
 from typing import Any
 
 from plimsoll import config
-from plimsoll.catalog import Catalog, default_cache_dir
 from plimsoll.catalog.fetch import resolve
+from plimsoll.catalog.installed import default_cache_dir
+from plimsoll.catalog.names import Catalog
 from plimsoll.errors import PlimsollError
 
 _STATUS = {"fetch": "pulling model files", "convert": "converting to MLX"}

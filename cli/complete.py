@@ -36,7 +36,7 @@ def _names(ctx: typer.Context) -> list[str]:
             models = client.get("/v1/models", timeout_s=_TIMEOUT_S)["data"]
             return [str(model["id"]) for model in models]
     from plimsoll import config  # noqa: PLC0415 - as above
-    from plimsoll.catalog import Catalog  # noqa: PLC0415 - as above
+    from plimsoll.catalog.names import Catalog  # noqa: PLC0415 - as above
 
     return Catalog(config.load(given.get("file") or os.environ.get(CONFIG_VARIABLE)).models).names()
 

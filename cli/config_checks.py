@@ -10,8 +10,10 @@ import yaml
 
 from plimsoll import config
 from plimsoll.actors import load_needs
-from plimsoll.catalog import Catalog, CatalogModel, default_cache_dir
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.catalog.facts import Facts, answered, ask_facts
+from plimsoll.catalog.installed import default_cache_dir
+from plimsoll.catalog.names import Catalog
 from plimsoll.cli.link import AsJson, ConfigFile
 from plimsoll.cli.output import hint, print_json
 from plimsoll.config import Config

@@ -8,11 +8,12 @@ from typing import Annotated
 import psutil
 import typer
 
-from plimsoll.catalog import Catalog, default_cache_dir, resolve
 from plimsoll.catalog.conversion import Conversion, Estimate, convert_folder, estimate, refuse_again
 from plimsoll.catalog.entries import CatalogModel, absolute
+from plimsoll.catalog.fetch import resolve
 from plimsoll.catalog.files import weights_bytes
-from plimsoll.catalog.installed import installed
+from plimsoll.catalog.installed import default_cache_dir, installed
+from plimsoll.catalog.names import Catalog
 from plimsoll.catalog.source import ModelSource
 from plimsoll.cli import config_checks
 from plimsoll.cli.client import Refused

@@ -23,7 +23,10 @@ import msgspec
 import psutil
 
 from plimsoll import __version__
-from plimsoll.catalog import BUILTIN, Catalog, default_cache_dir, resolve
+from plimsoll.catalog.fetch import resolve
+from plimsoll.catalog.installed import default_cache_dir
+from plimsoll.catalog.names import Catalog
+from plimsoll.catalog.source import BUILTIN
 from plimsoll.cli.client import Unreachable
 from plimsoll.cli.deep_pressure import PressureCheck
 from plimsoll.cli.deep_server import MLX_LM_ALONE, DeepServer

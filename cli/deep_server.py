@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from plimsoll.catalog import default_cache_dir
+from plimsoll.catalog.installed import default_cache_dir
 from plimsoll.cli.client import Client
 from plimsoll.config import Config
 

@@ -10,9 +10,11 @@ import psutil
 import typer
 
 from plimsoll import __version__, config
-from plimsoll.catalog import BUILTIN, Catalog, CatalogModel, default_cache_dir, place
 from plimsoll.catalog.disk import DISK, DiskSilent
-from plimsoll.catalog.installed import installed
+from plimsoll.catalog.entries import CatalogModel
+from plimsoll.catalog.installed import default_cache_dir, installed, place
+from plimsoll.catalog.names import Catalog
+from plimsoll.catalog.source import BUILTIN
 from plimsoll.cli import config_checks
 from plimsoll.cli.client import Unauthorised, Unreachable
 from plimsoll.cli.deep_checks import Effort, examine_deeply

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 
-from plimsoll.catalog import default_cache_dir
+from plimsoll.catalog.installed import default_cache_dir
 from plimsoll.config import Config
 from plimsoll.engine.handle.environment import worker_environment
 from plimsoll.journal.lines import size

@@ -7,10 +7,12 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from plimsoll.catalog import Catalog, CatalogModel, default_cache_dir, place, size_bytes
 from plimsoll.catalog.disk import DISK
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.catalog.facts import Facts, facts, without_files
 from plimsoll.catalog.files import conversion, local_folder
+from plimsoll.catalog.installed import default_cache_dir, place, size_bytes
+from plimsoll.catalog.names import Catalog
 from plimsoll.catalog.weigh import weigh_source
 from plimsoll.cli.client import Unauthorised
 from plimsoll.cli.complete import model_names

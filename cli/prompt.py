@@ -9,8 +9,9 @@ import msgspec
 import typer
 
 from plimsoll import config
-from plimsoll.catalog import Catalog, default_cache_dir
 from plimsoll.catalog.files import local_folder
+from plimsoll.catalog.installed import default_cache_dir
+from plimsoll.catalog.names import Catalog
 from plimsoll.cli.link import AsJson, ConfigFile
 from plimsoll.cli.output import hint, print_json
 from plimsoll.errors import BadRequest, LoadFailed

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from plimsoll.catalog import Catalog, child_process, default_cache_dir
+from plimsoll.catalog import child_process
 from plimsoll.catalog.fetch_preview import look_ahead
-from plimsoll.catalog.installed import installed
+from plimsoll.catalog.installed import default_cache_dir, installed
+from plimsoll.catalog.names import Catalog
 from plimsoll.cli import config_checks
 from plimsoll.cli.client import Client, Refused, Unreachable
 from plimsoll.cli.complete import model_names

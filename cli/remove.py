@@ -9,10 +9,12 @@ from urllib.parse import quote
 import typer
 from huggingface_hub import CacheNotFound, scan_cache_dir
 
-from plimsoll.catalog import Catalog, CatalogModel, default_cache_dir
 from plimsoll.catalog.conversion import is_result
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.catalog.files import local_folder
+from plimsoll.catalog.installed import default_cache_dir
 from plimsoll.catalog.layouts import hub_cache
+from plimsoll.catalog.names import Catalog
 from plimsoll.catalog.source import split_revision
 from plimsoll.cli.client import Refused, Unreachable
 from plimsoll.cli.complete import model_names

@@ -10,8 +10,10 @@ import msgspec
 import typer
 
 from plimsoll import config, config_file, logs
-from plimsoll.catalog import BUILTIN, Catalog, default_cache_dir, resolve
-from plimsoll.catalog.installed import installed
+from plimsoll.catalog.fetch import resolve
+from plimsoll.catalog.installed import default_cache_dir, installed
+from plimsoll.catalog.names import Catalog
+from plimsoll.catalog.source import BUILTIN
 from plimsoll.cli import config_checks
 from plimsoll.cli.link import ConfigFile
 from plimsoll.cli.output import progress_bar

@@ -6,8 +6,8 @@ import typer
 import yaml
 
 from plimsoll import config, config_file
-from plimsoll.catalog import Catalog
 from plimsoll.catalog.entry_changes import entry_changes
+from plimsoll.catalog.names import Catalog
 from plimsoll.cli.client import Unreachable
 from plimsoll.cli.complete import model_names
 from plimsoll.cli.link import AsJson, Link, with_link

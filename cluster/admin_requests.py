@@ -7,7 +7,7 @@ from plimsoll.actors import messages as m
 from plimsoll.actors.model_records import shutting_down
 from plimsoll.actors.replies import Failed, Reply
 from plimsoll.actors.status import SERVING, CleanupReport, ModelStatus, State
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.cluster import node_protocol
 from plimsoll.cluster.cluster_status import local, merged
 from plimsoll.cluster.fleet import Member, Members

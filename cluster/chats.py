@@ -12,7 +12,7 @@ from plimsoll.actors.model_requests import with_seed
 from plimsoll.actors.replies import Failed, Finished, Tokens, Waiting
 from plimsoll.actors.resume import Loss, Resume, after_loss, too_late
 from plimsoll.actors.settings import Settings
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.cluster import node_protocol
 from plimsoll.cluster.fleet import Members
 from plimsoll.cluster.node_protocol import Nodes

@@ -17,7 +17,7 @@ from plimsoll.actors.replies import Failed
 from plimsoll.actors.settings import Settings
 from plimsoll.actors.status import ModelStatus, State
 from plimsoll.actors.timers import Timers
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.cluster import node_protocol
 from plimsoll.cluster.admin_requests import Orders, no_node
 from plimsoll.cluster.chats import Chats

@@ -23,7 +23,7 @@ from plimsoll.actors.resume import Resume
 from plimsoll.actors.settings import Settings
 from plimsoll.actors.status import Status
 from plimsoll.actors.system import ActorSystem
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.cluster import node_protocol
 from plimsoll.config import Config, ModelsConfig
 from plimsoll.errors import InternalError, LoadFailed, PlimsollError, WorkerDied

@@ -6,7 +6,7 @@ from typing import Any
 
 from plimsoll.actors.model_records import Pins
 from plimsoll.actors.replies import Failed
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.cluster import node_protocol
 from plimsoll.cluster.fleet import Members
 from plimsoll.cluster.node import NodeView

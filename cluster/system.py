@@ -14,7 +14,8 @@ from plimsoll.actors import messages as m
 from plimsoll.actors.settings import Settings
 from plimsoll.actors.system import STOP_MARGIN_S, Stopped
 from plimsoll.actors.timers import ThreadTimers
-from plimsoll.catalog import Catalog, CatalogModel
+from plimsoll.catalog.entries import CatalogModel
+from plimsoll.catalog.names import Catalog
 from plimsoll.cluster.dispatcher import Dispatcher
 from plimsoll.cluster.replicas import Rules
 from plimsoll.config import Config

@@ -310,7 +310,7 @@ def check_mlx_lm() -> None:
 
 
 def _resolve(source: ModelSource, options: EngineOptions, progress: Progress) -> Path:
-    from plimsoll.catalog import resolve  # noqa: PLC0415 - a fake engine starts without it
+    from plimsoll.catalog.fetch import resolve  # noqa: PLC0415 - a fake engine starts without it
 
     return resolve(source, cache_dir=Path(options.cache_dir), offline=options.offline, progress=progress)
 

@@ -7,7 +7,7 @@ from typing import Any
 from sanic import Sanic
 from sanic.config import Config as SanicConfig
 
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.config import Config
 from plimsoll.http.access.gate import Gate
 from plimsoll.http.anthropic import routes as anthropic

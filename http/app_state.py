@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from sanic import Sanic
 
 from plimsoll.actors.messages import Ref
-from plimsoll.catalog import Catalog, CatalogModel
+from plimsoll.catalog.entries import CatalogModel
+from plimsoll.catalog.names import Catalog
 from plimsoll.config import Config
 from plimsoll.errors import ShuttingDown, Unavailable, UnknownModel
 from plimsoll.http import left_out

@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 
 from plimsoll.actors.replies import Failed, Finished, Waiting
-from plimsoll.catalog import Catalog, CatalogModel, default_cache_dir, place, resolve
 from plimsoll.catalog.disk import DISK, DiskSilent
-from plimsoll.catalog.installed import installed
+from plimsoll.catalog.entries import CatalogModel
+from plimsoll.catalog.fetch import resolve
+from plimsoll.catalog.installed import default_cache_dir, installed, place
+from plimsoll.catalog.names import Catalog
 from plimsoll.config import Config
 from plimsoll.engine.protocol import Usage
 from plimsoll.errors import LoadFailed

@@ -16,7 +16,7 @@ from sanic import HTTPResponse
 
 from plimsoll.actors.messages import KeepAlive
 from plimsoll.actors.replies import Waiting
-from plimsoll.catalog import CatalogModel
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.engine.protocol import ChatRequest, Request
 from plimsoll.errors import BadRequest, PlimsollError
 from plimsoll.http.answer import Answer, WholeAnswer, collect, side_by_side

@@ -6,8 +6,9 @@ import contextlib
 import msgspec
 
 from plimsoll.actors.status import ModelStatus, Status
-from plimsoll.catalog import CatalogModel, default_cache_dir, place
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.catalog.facts import Facts, answered, ask_facts, facts, without_files
+from plimsoll.catalog.installed import default_cache_dir, place
 from plimsoll.errors import BadRequest, PlimsollError, UnknownModel
 from plimsoll.http.app_state import AppState
 from plimsoll.http.disk_reads import read_disk

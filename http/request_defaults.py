@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from plimsoll.catalog import CatalogModel
 from plimsoll.catalog.defaults import Defaults
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.engine.protocol import ChatRequest, Request
 from plimsoll.errors import BadRequest, UnknownModel
 from plimsoll.http.app_state import AppState

@@ -21,7 +21,8 @@ from sanic.server import serve as sanic_server
 
 from plimsoll import __version__
 from plimsoll.actors.system import ActorSystem
-from plimsoll.catalog import BUILTIN, Catalog
+from plimsoll.catalog.names import Catalog
+from plimsoll.catalog.source import BUILTIN
 from plimsoll.config import Config
 from plimsoll.errors import ConfigError, ServerFailed
 from plimsoll.http.access.gate import is_open

@@ -23,7 +23,7 @@ from plimsoll.actors import messages as m
 from plimsoll.actors.replies import Delta, Failed, Finished
 from plimsoll.actors.status import ModelStatus, State, Status
 from plimsoll.actors.system import ActorSystem
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.engine.protocol import ChatRequest
 from plimsoll.memory.sample import Reading, Sample
 

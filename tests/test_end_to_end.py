@@ -22,7 +22,8 @@ import pytest
 import yaml
 
 from plimsoll import config
-from plimsoll.catalog import BUILTIN, BUILTIN_EMBEDDING, default_cache_dir
+from plimsoll.catalog.installed import default_cache_dir
+from plimsoll.catalog.source import BUILTIN, BUILTIN_EMBEDDING
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 EMBEDDER = BUILTIN_EMBEDDING.name

@@ -16,7 +16,7 @@ import pytest
 from conftest import Process
 
 from plimsoll import config
-from plimsoll.catalog import default_cache_dir
+from plimsoll.catalog.installed import default_cache_dir
 
 TWICE = ["127.0.0.1", "127.0.0.1"]
 FRANCE = {"role": "user", "content": "What is the capital of France?"}

@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 from sanic import HTTPResponse
 
-from plimsoll.catalog import Catalog, CatalogModel
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.catalog.entry_changes import entry_changes
+from plimsoll.catalog.names import Catalog
 from plimsoll.config_file import REMOVED, Change, Key
 from plimsoll.errors import UnknownModel
 from plimsoll.http.app_state import App, AppState

@@ -4,7 +4,7 @@ import math
 
 from plimsoll.actors.messages import KeepAlive, LoadModel, UnloadModel
 from plimsoll.actors.status import ModelStatus, State
-from plimsoll.catalog import CatalogModel
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.errors import BadRequest, Forbidden, UnknownModel
 from plimsoll.http.access.permissions import Caller, Role
 from plimsoll.http.app_state import AppState

@@ -7,7 +7,7 @@ from typing import Any
 from sanic import HTTPResponse
 
 from plimsoll.actors.replies import Failed, Finished, Waiting
-from plimsoll.catalog import CatalogModel
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.errors import UnknownModel
 from plimsoll.http.app_state import App, AppState
 from plimsoll.http.errors import as_plimsoll, respond

@@ -11,7 +11,8 @@ from sanic.exceptions import NotFound
 
 from plimsoll.actors.messages import CleanUpModels, LoadModel, PinModel, PlanLoad, UnloadModel
 from plimsoll.actors.status import ModelStatus, State, Status
-from plimsoll.catalog import Catalog, CatalogModel
+from plimsoll.catalog.entries import CatalogModel
+from plimsoll.catalog.names import Catalog
 from plimsoll.errors import BadRequest, LoadFailed, Unavailable, UnknownModel
 from plimsoll.http.app_state import App, AppState
 from plimsoll.http.body import decode

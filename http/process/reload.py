@@ -11,8 +11,8 @@ from plimsoll import logs
 from plimsoll.actors.messages import Reconfigure
 from plimsoll.actors.replies import Reply
 from plimsoll.actors.settings import Settings
-from plimsoll.catalog import Catalog
 from plimsoll.catalog.disk import Place
+from plimsoll.catalog.names import Catalog
 from plimsoll.config import Config, ModelsConfig
 from plimsoll.config_file import Change
 from plimsoll.errors import ConfigError, Unavailable

@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 
 from plimsoll import config
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 
 _LOOKUP_S = 100e-6
 _AT_ONCE_S = 0.5

@@ -17,8 +17,10 @@ from typing import Any
 
 import jsonschema
 
-from plimsoll import catalog, config
-from plimsoll.catalog.source import ModelSource
+from plimsoll import config
+from plimsoll.catalog.fetch import resolve
+from plimsoll.catalog.installed import default_cache_dir
+from plimsoll.catalog.source import BUILTIN, ModelSource
 from plimsoll.engine import protocol as p
 from plimsoll.engine.chat.engine import MlxEngine
 from plimsoll.engine.handle.process import WorkerProcess
@@ -51,9 +53,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1800, help="answers not there by then are left out")
     parser.add_argument("--hostile", action="store_true")
     options = parser.parse_args()
-    folder = catalog.resolve(
-        catalog.BUILTIN, cache_dir=catalog.default_cache_dir(config.load()), offline=False, progress=lambda *_: None
-    )
+    folder = resolve(BUILTIN, cache_dir=default_cache_dir(config.load()), offline=False, progress=lambda *_: None)
     if options.hostile:
         hostile(folder)
         return

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import psutil
 
 from plimsoll import config
-from plimsoll.catalog import BUILTIN, default_cache_dir, resolve
-from plimsoll.catalog.source import Group, GroupHost, ModelSource
+from plimsoll.catalog.fetch import resolve
+from plimsoll.catalog.installed import default_cache_dir
+from plimsoll.catalog.source import BUILTIN, Group, GroupHost, ModelSource
 from plimsoll.engine import protocol as p
 from plimsoll.engine.handle.environment import worker_environment
 from plimsoll.engine.handle.process import Worker, WorkerProcess

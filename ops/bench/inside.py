@@ -12,7 +12,7 @@ from plimsoll.actors import messages as m
 from plimsoll.actors.replies import Delta, Failed, Waiting
 from plimsoll.actors.status import Status
 from plimsoll.actors.system import ActorSystem
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.engine.protocol import ChatRequest
 from plimsoll.journal import events
 from plimsoll.memory.sources.processes import of_status

@@ -18,7 +18,10 @@ from typing import Any
 import mlx.core as mx
 from report import Report
 
-from plimsoll import catalog, config
+from plimsoll import config
+from plimsoll.catalog.fetch import resolve
+from plimsoll.catalog.installed import default_cache_dir
+from plimsoll.catalog.source import BUILTIN
 from plimsoll.engine.chat.engine import MlxEngine
 from plimsoll.engine.chat.prompt_lookup import PromptLookup
 from plimsoll.engine.handle.environment import worker_environment
@@ -41,9 +44,7 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, help="a file that gets the rows of the table, for speed.py")
     options = parser.parse_args()
     with_worker_environment()
-    folder = catalog.resolve(
-        catalog.BUILTIN, cache_dir=catalog.default_cache_dir(config.load()), offline=False, progress=lambda *_: None
-    )
+    folder = resolve(BUILTIN, cache_dir=default_cache_dir(config.load()), offline=False, progress=lambda *_: None)
     engine = MlxEngine(EngineOptions(cache_dir="", dequantize=True, prompt_cache_bytes=0))
     engine.load(folder, lambda *_: None)
     print(f"load average {os.getloadavg()[0]:.1f}")
@@ -126,7 +127,7 @@ def run(engine: MlxEngine, prompt: Any) -> list[int]:
 def with_worker_environment() -> None:
     """Begin this program anew as a worker would: BLAS and heap are settings of the environment."""
     if os.environ.get("LOOKUP_BENCH") != "worker":  # LD_PRELOAD is added to what is there: it never looks finished
-        wanted = worker_environment("auto", catalog.default_cache_dir(config.load()))
+        wanted = worker_environment("auto", default_cache_dir(config.load()))
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted, "LOOKUP_BENCH": "worker"})
 
 

@@ -29,8 +29,8 @@ from served import Served
 from plimsoll import config
 from plimsoll.actors import messages as m
 from plimsoll.actors.replies import Failed
-from plimsoll.catalog import BUILTIN, default_cache_dir
-from plimsoll.catalog.installed import installed
+from plimsoll.catalog.installed import default_cache_dir, installed
+from plimsoll.catalog.source import BUILTIN
 from plimsoll.errors import InsufficientMemory
 from plimsoll.journal import events
 from plimsoll.memory.sample import Sample

@@ -48,8 +48,8 @@ from pressure_verdict import (
 from served import Served
 
 from plimsoll import config
-from plimsoll.catalog import BUILTIN, default_cache_dir
-from plimsoll.catalog.installed import installed
+from plimsoll.catalog.installed import default_cache_dir, installed
+from plimsoll.catalog.source import BUILTIN
 from plimsoll.journal import read
 
 NO_GROUP = 3

@@ -23,7 +23,7 @@ from peers import Setup
 from report import Report, machine, write_picture, write_table
 
 from plimsoll import config
-from plimsoll.catalog import default_cache_dir
+from plimsoll.catalog.installed import default_cache_dir
 
 ROOT = Path(__file__).parents[2]
 

@@ -33,7 +33,7 @@ from inside import MIB, SHORT, Answer, Server, line
 from served import Served
 
 from plimsoll.actors.replies import Failed, Finished
-from plimsoll.catalog import BUILTIN
+from plimsoll.catalog.source import BUILTIN
 from plimsoll.journal import events
 
 # ---- kills

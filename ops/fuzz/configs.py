@@ -7,7 +7,7 @@ import yaml
 from mutate import Mutator
 
 from plimsoll import config
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.errors import ConfigError
 
 USER: list[dict[str, Any]] = [

@@ -18,7 +18,7 @@ from plimsoll.actors.status import LiveUsage
 from plimsoll.actors.supervisor import Supervisor
 from plimsoll.actors.timers import Timer
 from plimsoll.actors.worker_life import Effects, OnWeighed
-from plimsoll.catalog import CatalogModel
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.catalog.source import ModelSource
 from plimsoll.engine import protocol as p
 from plimsoll.engine.handle.process import NOT_STARTED, OnEvent, OnExit, Started

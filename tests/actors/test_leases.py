@@ -13,7 +13,7 @@ from plimsoll.actors.load_needs import needs_of
 from plimsoll.actors.memory_view import FORECAST_S
 from plimsoll.actors.replies import Waiting
 from plimsoll.actors.status import State
-from plimsoll.catalog import CatalogModel
+from plimsoll.catalog.entries import CatalogModel
 from plimsoll.catalog.source import ModelSource
 from plimsoll.catalog.weigh import weigh
 from plimsoll.config import parse

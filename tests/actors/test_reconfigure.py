@@ -10,7 +10,7 @@ from plimsoll.actors import messages as m
 from plimsoll.actors.replies import Delta
 from plimsoll.actors.settings import Settings
 from plimsoll.actors.status import ModelStatus, State
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.errors import InsufficientMemory, ModelUnloaded, QueueFull, UnknownModel
 from plimsoll.memory.sample import Level
 

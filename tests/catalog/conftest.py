@@ -2,7 +2,7 @@
 
 import pytest
 
-from plimsoll.catalog import resolve
+from plimsoll.catalog.fetch import resolve
 
 
 @pytest.fixture

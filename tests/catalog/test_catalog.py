@@ -17,19 +17,11 @@ import msgspec
 import pytest
 
 from plimsoll import config
-from plimsoll.catalog import (
-    BUILTIN,
-    BUILTIN_EMBEDDING,
-    Catalog,
-    builtin,
-    child_process,
-    default_cache_dir,
-    fetch,
-    resolve,
-    size_bytes,
-)
-from plimsoll.catalog.installed import installed
-from plimsoll.catalog.source import ModelSource
+from plimsoll.catalog import builtin, child_process, fetch
+from plimsoll.catalog.fetch import resolve
+from plimsoll.catalog.installed import default_cache_dir, installed, size_bytes
+from plimsoll.catalog.names import Catalog
+from plimsoll.catalog.source import BUILTIN, BUILTIN_EMBEDDING, ModelSource
 from plimsoll.catalog.weigh import weigh_source
 from plimsoll.errors import ConfigError, LoadFailed, UnknownModel
 
@@ -243,7 +235,10 @@ def test_a_repo_counts_as_installed_when_all_its_weights_are_in_the_cache(tmp_pa
 
 def test_the_front_process_learns_sizes_without_heavy_imports():
     code = (
-        "import sys; from pathlib import Path; from plimsoll import config; from plimsoll.catalog import *\n"
+        "import sys; from pathlib import Path; from plimsoll import config\n"
+        "from plimsoll.catalog.names import Catalog; from plimsoll.catalog.fetch import resolve\n"
+        "from plimsoll.catalog.installed import size_bytes\n"
+        "from plimsoll.catalog.source import BUILTIN\n"
         "Catalog(config.parse({}).models).find('smollm2-135m')\n"
         "size_bytes(BUILTIN, Path('/none')); size_bytes(type(BUILTIN)('m', 'repo', 'org/name'), Path('/none'))\n"
         "print([m for m in ('mlx', 'numpy', 'tokenizers', 'transformers', 'httpx', 'tqdm') if m in sys.modules])"
@@ -348,7 +343,7 @@ def test_a_gguf_file_that_is_not_there_is_named(loads):
 RESOLVE = """
 import sys
 from pathlib import Path
-from plimsoll.catalog import resolve
+from plimsoll.catalog.fetch import resolve
 from plimsoll.engine.protocol import ModelSource
 steps = []
 source = ModelSource("tiny", "gguf", sys.argv[1])

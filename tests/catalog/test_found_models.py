@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from plimsoll import config
-from plimsoll.catalog import Catalog, facts, layouts, size_bytes
+from plimsoll.catalog import facts, layouts
+from plimsoll.catalog.installed import size_bytes
+from plimsoll.catalog.names import Catalog
 from plimsoll.errors import ConfigError, UnknownModel
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"

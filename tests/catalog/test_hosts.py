@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 from plimsoll import config
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.catalog.source import Group, GroupHost
 from plimsoll.catalog.weigh import weigh
 from plimsoll.errors import ConfigError

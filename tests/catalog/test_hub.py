@@ -125,7 +125,7 @@ def test_an_impossible_repo_id_is_a_clear_error(loads):
 def test_a_fetch_leaves_no_http_client_in_the_process_that_asks(tmp_path):
     """The front process asks, for Ollama's pull."""
     code = (
-        "import sys; from pathlib import Path; from plimsoll.catalog import resolve\n"
+        "import sys; from pathlib import Path; from plimsoll.catalog.fetch import resolve\n"
         "from plimsoll.engine.protocol import ModelSource; from plimsoll.errors import LoadFailed\n"
         "try: resolve(ModelSource('m', 'repo', 'no/such'), cache_dir=Path('/none'), offline=True, progress=print)\n"
         "except LoadFailed as error: print(error)\n"

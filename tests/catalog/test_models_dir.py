@@ -14,8 +14,9 @@ import msgspec
 import pytest
 
 from plimsoll import config
-from plimsoll.catalog import Catalog, models_dir
+from plimsoll.catalog import models_dir
 from plimsoll.catalog.models_dir import ModelsDir
+from plimsoll.catalog.names import Catalog
 from plimsoll.errors import ConfigError, UnknownModel
 
 DEADLINE_S = 60.0

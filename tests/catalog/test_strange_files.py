@@ -7,9 +7,10 @@ import struct
 import pytest
 
 from plimsoll import config
-from plimsoll.catalog import Catalog, size_bytes
 from plimsoll.catalog import files as strange
 from plimsoll.catalog.files import read_tensors
+from plimsoll.catalog.installed import size_bytes
+from plimsoll.catalog.names import Catalog
 from plimsoll.catalog.source import ModelSource
 from plimsoll.catalog.weigh import weigh, weigh_source
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from plimsoll import config
-from plimsoll.catalog import BUILTIN
+from plimsoll.catalog.source import BUILTIN
 from plimsoll.cli import serve as install
 from plimsoll.errors import LoadFailed
 

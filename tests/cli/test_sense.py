@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from plimsoll import config
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.cli import config_checks
 from plimsoll.errors import ConfigError
 

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from plimsoll import config
-from plimsoll.catalog import BUILTIN, default_cache_dir
+from plimsoll.catalog.installed import default_cache_dir
+from plimsoll.catalog.source import BUILTIN
 
 MODEL = BUILTIN.name
 LOADED = f"model {MODEL} loaded into memory"

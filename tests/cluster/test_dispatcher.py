@@ -9,7 +9,7 @@ from plimsoll.actors import messages as m
 from plimsoll.actors.replies import Delta, Failed, Finished, Tokens, Waiting
 from plimsoll.actors.settings import Settings
 from plimsoll.actors.status import LEAVING, LOADED, ModelStatus, State, Status
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.cluster import node_protocol
 from plimsoll.cluster.dispatcher import Dispatcher
 from plimsoll.cluster.node_protocol import FromNode, NodeJoined, NodeLeft, Tick

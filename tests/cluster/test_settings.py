@@ -4,7 +4,7 @@ import msgspec
 import yaml
 
 from plimsoll import config
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.cluster.node_server import models_section, node_settings
 from plimsoll.config import ModelsConfig
 from plimsoll.units import from_yaml

@@ -17,8 +17,10 @@ from plimsoll import config
 from plimsoll.actors import messages as m
 from plimsoll.actors.replies import Failed, Vectors
 from plimsoll.actors.status import State
-from plimsoll.catalog import BUILTIN_EMBEDDING, default_cache_dir, resolve
+from plimsoll.catalog.fetch import resolve
+from plimsoll.catalog.installed import default_cache_dir
 from plimsoll.catalog.model_card import makes_embeddings
+from plimsoll.catalog.source import BUILTIN_EMBEDDING
 from plimsoll.engine.embed.bert import Bert, BertConfig
 from plimsoll.engine.embed.engine import EmbeddingEngine
 from plimsoll.engine.embed.pooling import Recipe, read_recipe

@@ -15,7 +15,10 @@ import schemas
 import tiny_llama
 from mlx_helpers import Run, open_engine, prepare, request
 
-from plimsoll import catalog, config
+from plimsoll import config
+from plimsoll.catalog.fetch import resolve
+from plimsoll.catalog.installed import default_cache_dir
+from plimsoll.catalog.source import BUILTIN
 from plimsoll.engine.chat import grammar
 from plimsoll.engine.handle.environment import worker_environment
 from plimsoll.engine.protocol import Format, Sampling, Tool
@@ -293,9 +296,7 @@ def test_with_tools_the_answer_is_json_or_a_call(engine):
 
 def test_every_answer_of_the_built_in_model_is_valid():
     try:
-        catalog.resolve(
-            catalog.BUILTIN, cache_dir=catalog.default_cache_dir(config.load()), offline=False, progress=lambda *_: None
-        )
+        resolve(BUILTIN, cache_dir=default_cache_dir(config.load()), offline=False, progress=lambda *_: None)
     except LoadFailed as error:
         pytest.skip(f"the built-in model is not to be had here: {error}")
     script = Path(__file__).parents[2] / "ops/bench/grammar.py"

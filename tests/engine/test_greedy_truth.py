@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from plimsoll import catalog, config
+from plimsoll import config
+from plimsoll.catalog.fetch import resolve
+from plimsoll.catalog.installed import default_cache_dir
+from plimsoll.catalog.source import BUILTIN
 from plimsoll.engine.handle.environment import worker_environment
 from plimsoll.errors import LoadFailed
 
@@ -19,9 +22,7 @@ NEAR_TIE = 1e-3
 @pytest.mark.timeout(400)
 def test_greedy_answers_of_the_built_in_model_are_those_of_mlx_lm(capsys):
     try:
-        folder = catalog.resolve(
-            catalog.BUILTIN, cache_dir=catalog.default_cache_dir(config.load()), offline=False, progress=lambda *_: None
-        )
+        folder = resolve(BUILTIN, cache_dir=default_cache_dir(config.load()), offline=False, progress=lambda *_: None)
     except LoadFailed as error:
         pytest.skip(f"the built-in model is not to be had here: {error}")
     done = subprocess.run(

@@ -29,7 +29,8 @@ from plimsoll import config as configuration
 from plimsoll.actors import messages as m
 from plimsoll.actors.replies import Delta
 from plimsoll.actors.status import Status
-from plimsoll.catalog import Catalog, CatalogModel
+from plimsoll.catalog.entries import CatalogModel
+from plimsoll.catalog.names import Catalog
 from plimsoll.http.app import build
 from plimsoll.http.process import liveness
 from plimsoll.http.server import bind, new_loop, run

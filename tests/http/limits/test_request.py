@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from plimsoll.actors import messages as m
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.config import parse
 from plimsoll.engine.protocol import ChatRequest, Tool
 from plimsoll.http import body as request_body

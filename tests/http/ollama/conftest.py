@@ -6,7 +6,7 @@ from typing import Any
 import ollama
 import pytest
 
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from sanic import Sanic
 
 from plimsoll import config as configuration
 from plimsoll.actors.system import ActorSystem
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.http.app import build
 from plimsoll.http.server import bind, new_loop, run
 

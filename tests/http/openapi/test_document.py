@@ -13,7 +13,7 @@ from referencing.jsonschema import DRAFT202012
 from plimsoll.actors import messages as m
 from plimsoll.actors.replies import Delta, Finished, Logprobs, ToolCallDelta, Waiting
 from plimsoll.actors.status import ModelStatus, State
-from plimsoll.catalog import Catalog
+from plimsoll.catalog.names import Catalog
 from plimsoll.engine.protocol import TokenLogprob, Usage
 from plimsoll.http.openapi import document as openapi
 from plimsoll.journal import events
