@@ -203,23 +203,24 @@ def test_an_exit_before_the_hand_over_is_told_to_both() -> None:
     assert second.get(timeout=60) == (-signal.SIGKILL, False)
 
 
-def slow_start(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[Any]]:
-    """Starts wait for the event that is returned; all that were made are in the list."""
-    go, made, start = threading.Event(), [], subprocess.Popen
+def slow_start(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event, list[Any]]:
+    """Starts set the first event and wait for the second; all that were made are in the list."""
+    begun, go, made, start = threading.Event(), threading.Event(), [], subprocess.Popen
 
     def popen(*arguments: Any, **options: Any) -> Any:
+        begun.set()
         go.wait(60)
         made.append(start(*arguments, **options))
         return made[-1]
 
     monkeypatch.setattr("plimsoll.engine.handle.process.subprocess.Popen", popen)
-    return go, made
+    return begun, go, made
 
 
 def test_a_slow_start_holds_up_nobody_and_what_was_sent_meanwhile_arrives(
     worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, _ = slow_start(monkeypatch)
+    _, go, _ = slow_start(monkeypatch)
     began = time.monotonic()
     one = worker("answer=hi")  # and tells it to load
     assert time.monotonic() - began < 30.0
@@ -234,9 +235,9 @@ def test_a_slow_start_holds_up_nobody_and_what_was_sent_meanwhile_arrives(
 def test_a_process_that_was_told_to_end_while_it_started_ends(
     worker: Any, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    go, made = slow_start(monkeypatch)
+    begun, go, made = slow_start(monkeypatch)
     one = worker("load_s=60")
-    time.sleep(0.05)
+    assert begun.wait(60)
     getattr(one.worker, how)()
     go.set()
     assert one.next(int) == (-signal.SIGTERM if how == "terminate" else -signal.SIGKILL)

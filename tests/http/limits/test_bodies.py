@@ -35,6 +35,14 @@ def share(evicted=None):
     return BodyShare([].append if evicted is None else evicted.append)
 
 
+async def until_true(sequence):
+    """Until there is something in it."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not sequence:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
 async def settled(tasks=()):
     for _ in range(5):
         await asyncio.sleep(0)
@@ -89,7 +97,7 @@ def test_large_bodies_leave_room_for_others():
         await bodies.turn(share(), 5 * MIB)
         large = asyncio.create_task(bodies.turn(share(), 2 * MIB))
         await settled()
-        await asyncio.wait_for(bodies.turn(share(), MIB), 1)
+        await asyncio.wait_for(bodies.turn(share(), MIB), DEADLINE_S)
         assert not large.done()
         large.cancel()
         await settled()
@@ -116,11 +124,11 @@ def test_one_whose_client_is_silent_loses_its_turn_only_while_others_wait():
         await asyncio.sleep(1.5)
         assert not evicted
         waits = asyncio.create_task(bodies.turn(share(), 2 * MIB))
-        await asyncio.sleep(2)
+        await until_true(evicted)
         assert [type(error) for error in evicted] == [Unavailable]
         assert not waits.done()  # until the connection has let go
         bodies.keep(silent, 0)
-        await asyncio.wait_for(waits, 1)
+        await asyncio.wait_for(waits, DEADLINE_S)
 
 
 def test_a_slow_one_loses_its_turn_and_a_steady_one_does_not():
@@ -140,7 +148,7 @@ def test_first_bytes_of_those_who_wait_take_no_turn_away():
         for one in crowd:
             bodies.note(one, SMALL_BYTES)
         assert bodies.held == 100 * SMALL_BYTES
-        await asyncio.wait_for(bodies.turn(crowd[0], MIB), 1)
+        await asyncio.wait_for(bodies.turn(crowd[0], MIB), DEADLINE_S)
         for one in crowd:
             bodies.keep(one, 0)
         assert bodies.held == 0
@@ -157,7 +165,7 @@ def test_what_large_bodies_took_is_given_back_to_the_system_afterwards():
             bodies.keep(one, 10)
             bodies.keep(one, 0)
         assert not given
-        await asyncio.sleep(1.3)
+        await until_true(given)
         assert given == [1]
 
 
