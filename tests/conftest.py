@@ -1,5 +1,6 @@
 """What every test may use: recorded replies, a clock moved by hand, whole actor systems on the fake engine."""
 
+import gc
 import os
 import queue
 import re
@@ -206,6 +207,13 @@ class Process:
         self.child.wait(DEADLINE_S)
         self.child.stdout.close()
         self.errors.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collector_passes_over_what_stays() -> None:
+    """The engine collects garbage at each load and end, which takes half a second with all that tests import."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,9 +36,11 @@ class AllocatorPool:
         self._due = 0.0
         self._own_bytes = _held_bytes() - mx.get_active_memory()
         self._busy = threading.Event()
-        self._closed = False
+        self.is_closed = False
         if sys.platform == "linux":
-            threading.Thread(target=self._watch, name="allocator-pool", daemon=True).start()
+            weakref.finalize(self, self._busy.set)  # a pool that nobody has any more wakes its thread to end
+            arguments = (weakref.ref(self), self._busy)
+            threading.Thread(target=_watch, args=arguments, name="allocator-pool", daemon=True).start()
 
     def busy(self) -> None:
         """The worker computes: look from now on."""
@@ -49,7 +52,7 @@ class AllocatorPool:
 
     def close(self) -> None:
         """End the thread."""
-        self._closed = True
+        self.is_closed = True
         self._busy.set()
 
     def look(self) -> None:
@@ -59,10 +62,12 @@ class AllocatorPool:
             self._due = self._clock() + _EMPTY_S
             trim_malloc()
 
-    def _watch(self) -> None:
-        while self._busy.wait() and not self._closed:
-            self.look()
-            time.sleep(_LOOK_S)
+
+def _watch(known: "weakref.ref[AllocatorPool]", busy: threading.Event) -> None:
+    while busy.wait() and (pool := known()) and not pool.is_closed:
+        pool.look()
+        del pool
+        time.sleep(_LOOK_S)
 
 
 def _held_bytes() -> int:

@@ -92,7 +92,7 @@ class ClusterServer:
         if found is None:
             self.child.kill()
             pytest.fail(self.stderr())
-        self.http = httpx.Client(base_url=found[0], timeout=60.0)
+        self.http = httpx.Client(base_url=found[0], timeout=280.0)
 
     def stderr(self) -> str:
         self._errors.seek(0)

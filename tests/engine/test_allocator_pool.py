@@ -58,4 +58,14 @@ def test_a_busy_worker_s_pool_is_looked_at_while_a_pass_runs(process):
     process.held = 400 * MIB
     assert not process.trimmed.wait(0.2), "a worker at rest is left alone"
     process.pool.busy()
-    assert process.trimmed.wait(30)
+    assert process.trimmed.wait(60)
+
+
+def test_the_thread_of_a_pool_that_nobody_has_ends():
+    before = set(threading.enumerate())
+    pool = AllocatorPool()
+    (thread,) = set(threading.enumerate()) - before
+    pool.busy()
+    del pool
+    thread.join(60)
+    assert not thread.is_alive()
