@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
+from lasting_port import lasting_port
 
 DEADLINE_S = 100.0
 # By the ledgers ``one`` holds three and ``two`` holds two fake models with ``hold=320MiB``.
@@ -74,8 +75,7 @@ class RayCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="pl", dir="/tmp"))
         self._variables = variables
         self._started: list[RayNode] = []
-        with socket.create_server(("127.0.0.1", 0)) as sock:
-            port: int = sock.getsockname()[1]
+        port = lasting_port()  # Ray takes it seconds from now
         self.address = f"127.0.0.1:{port}"
         head = ("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self.folder}/r")
         try:

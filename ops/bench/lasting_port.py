@@ -1,4 +1,4 @@
-"""Ports for servers that end and come back on the same port."""
+"""Ports for servers that are not there yet, or come back on the same port."""
 
 import random
 import socket
@@ -8,7 +8,7 @@ _PORTS = range(15_000, 32_000)
 
 
 def lasting_port() -> int:
-    """A free port that nobody else is given while its server is away."""
+    """A free port that no other process is given while its server is not there."""
     while True:
         port = random.choice(_PORTS)
         with socket.socket() as sock:
