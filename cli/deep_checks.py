@@ -94,9 +94,6 @@ def examine_deeply(config: Config, model: str = BUILTIN.name, effort: Effort | N
     return report
 
 
-Step = Callable[[Path], Iterator[Finding]]
-
-
 class _Check:
     def __init__(self, config: Config, model: str, effort: Effort, report: Report, ends_s: float) -> None:
         self._config = config
@@ -108,7 +105,7 @@ class _Check:
         self.ends_s = ends_s
         self.end = self._server.end
 
-    def steps(self) -> Sequence[Step]:
+    def steps(self) -> Sequence[Callable[[Path], Iterator[Finding]]]:
         return (
             self._mlx_lm_alone,
             self._load,
