@@ -22,7 +22,7 @@ TWICE = ["127.0.0.1", "127.0.0.1"]
 FRANCE = {"role": "user", "content": "What is the capital of France?"}
 STORY = {"role": "user", "content": "Tell me a story about a ship."}
 COUNT = {"role": "user", "content": "Please count to twenty, and say each number in words. " * 4}
-SHIP = {"model": "pipeline-2", "messages": [STORY], "max_tokens": 16, "temperature": 0, "stream": True}
+SHIP = {"model": "pipeline-2", "messages": [STORY], "max_tokens": 24, "temperature": 0, "stream": True}
 
 
 @pytest.fixture(scope="module")

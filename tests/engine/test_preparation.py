@@ -300,7 +300,7 @@ def test_hostile_schemas_delay_nobody_else(worker):
     generate(worker, "plain")
     generate(worker, "small", {"type": "integer"})
     found = endings(worker, 6)
-    assert found[0][0] == "plain"
+    assert "plain" in [name for name, _ in found[:2]], "only the small schema may be as quick"
     refused = [(name, code) for name, code in found if name.startswith("hostile")]
     assert [name for name, _ in refused] == [f"hostile{index}" for index in range(4)]
     # On a machine that is very busy, the last of them wait in vain for their turn.
