@@ -97,9 +97,10 @@ def test_a_sample_is_cheap() -> None:
 
 def test_samplers_leave_no_open_files_behind() -> None:
     before = psutil.Process().num_fds()
-    for _ in range(5):
+    for _ in range(50):
         sample()
-    assert psutil.Process().num_fds() == before
+    # Other threads of the test process open files for a moment, too.
+    assert psutil.Process().num_fds() < before + 25
 
 
 def test_the_largest_other_processes_are_named(child: subprocess.Popen[str]) -> None:
