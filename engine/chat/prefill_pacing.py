@@ -184,10 +184,15 @@ class Pace:
         if chunk:
             is_oldest = not set(prompts[0].rows).isdisjoint(chunk.rows)
             self._since_oldest = 0 if is_oldest else self._since_oldest + 1
-        return self._explored(chunk, prompts) if chunk and streaming and costs else chunk
+        if chunk and streaming and costs and costs.step_s(chunk.tokens) <= STEADY_STEPS * costs.decode_s:
+            return self._explored(chunk, prompts)
+        return chunk
 
     def _explored(self, chunk: Chunk, prompts: Sequence[Prompt]) -> Chunk:
-        """Now and then a tile more of a prompt that is not read to its end."""
+        """Now and then a tile more of a prompt that is not read to its end.
+
+        Not where one tile takes too long already, as behind a very long beginning: nothing larger would be chosen.
+        """
         left = next(prompt.left for prompt in prompts if chunk.rows[0] in prompt.rows)
         self._chunks_beside_streams += 1
         if self._chunks_beside_streams % _EXPLORE_EVERY or chunk.tokens >= left or len(chunk.rows) > 1:

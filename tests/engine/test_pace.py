@@ -150,6 +150,18 @@ def test_a_little_is_read_however_slow_it_is():
     assert pace.next_chunk(fresh(9000), streaming=1).tokens == 16
 
 
+def test_nothing_larger_is_tried_where_the_least_chunk_takes_too_long_already():
+    """Behind 20,000 tokens sixteen more took ten steps of the streams beside them, and every eighth chunk twice that."""
+    dear = Costs(decode_s=0.008, chunk_s=0.0, token_s=0.005)
+    pace = learnt(paced(), dear)
+    read = []
+    for _ in range(40):
+        chunk = pace.next_chunk([Prompt((0,), 9000, apart=True)], streaming=4)
+        pace.note(dear.step_s(chunk.tokens), read=chunk.tokens, passes=2)
+        read.append(chunk.tokens)
+    assert set(read[8:]) == {16}
+
+
 def test_a_step_that_was_faster_than_its_passes_does_not_make_reading_free():
     pace = paced()
     pace.next_chunk([], streaming=1)
