@@ -250,7 +250,7 @@ def test_one_chunk_of_prompts_is_read_per_step_while_others_stream(folder):
 
 
 def test_prompts_are_read_side_by_side_while_nobody_streams(folder):
-    engine = open_engine(folder, prefill_chunk=64)
+    engine = open_engine(tiny_llama.build(tmp_path, max_position_embeddings=4096), prefill_chunk=64)
     run = Run(engine)
     for name in "abcd":
         run.submit(name, request(name, max_tokens=2))
@@ -715,3 +715,22 @@ def engine_tokens(folder, text):
     tokens = engine._model.loaded.tokenizer.encode(text)
     engine.close()
     return tokens
+
+
+def test_a_long_prompt_s_cache_is_made_once_and_an_answer_s_grows_by_steps(tmp_path):
+    """Each growth copies all that is held."""
+    engine = open_engine(tiny_llama.build(tmp_path, max_position_embeddings=4096), prefill_chunk=64)
+    try:
+        run, sizes = Run(engine), []
+        run.submit("long", request("word " * 300, max_tokens=300))
+        while engine.busy():
+            run.step()
+            for batch in engine._model.generator.batches:
+                if len(batch) and batch.prompt_cache[0].keys is not None:
+                    sizes.append((batch.prompt_cache[0].keys.shape[2], batch.prompt_cache[0]._idx))
+    finally:
+        engine.close()
+    last = max(held for _, held in sizes)
+    assert last > 1100
+    assert len({size for size, _ in sizes}) <= 4
+    assert all(size < last + 2 * 256 for size, _ in sizes)
