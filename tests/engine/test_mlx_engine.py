@@ -250,7 +250,7 @@ def test_one_chunk_of_prompts_is_read_per_step_while_others_stream(folder):
 
 
 def test_prompts_are_read_side_by_side_while_nobody_streams(folder):
-    engine = open_engine(tiny_llama.build(tmp_path, max_position_embeddings=4096), prefill_chunk=64)
+    engine = open_engine(folder, prefill_chunk=64)
     run = Run(engine)
     for name in "abcd":
         run.submit(name, request(name, max_tokens=2))
@@ -725,9 +725,8 @@ def test_a_long_prompt_s_cache_is_made_once_and_an_answer_s_grows_by_steps(tmp_p
         run.submit("long", request("word " * 300, max_tokens=300))
         while engine.busy():
             run.step()
-            for batch in engine._model.generator.batches:
-                if len(batch) and batch.prompt_cache[0].keys is not None:
-                    sizes.append((batch.prompt_cache[0].keys.shape[2], batch.prompt_cache[0]._idx))
+            caches = [batch.prompt_cache[0] for batch in engine._model.generator.batches if len(batch)]
+            sizes += [(cache.keys.shape[2], cache._idx) for cache in caches if cache.keys is not None]
     finally:
         engine.close()
     last = max(held for _, held in sizes)

@@ -151,7 +151,7 @@ def test_a_little_is_read_however_slow_it_is():
 
 
 def test_nothing_larger_is_tried_where_the_least_chunk_takes_too_long_already():
-    """Behind 20,000 tokens sixteen more took ten steps of the streams beside them, and every eighth chunk twice that."""
+    """Behind 20,000 tokens sixteen more took ten steps of the streams beside them, every eighth chunk twice that."""
     dear = Costs(decode_s=0.008, chunk_s=0.0, token_s=0.005)
     pace = learnt(paced(), dear)
     read = []
