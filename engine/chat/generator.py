@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, BatchKVCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 
 from plimsoll.engine.chat.eager_batch import EagerBatch
-from plimsoll.engine.chat.kv_budget import STEP_TOKENS
 from plimsoll.engine.chat.prefill_pacing import Pace
 from plimsoll.engine.chat.prefix_store.pieces import is_plain
 from plimsoll.engine.chat.prefix_store.reuse import Reused
@@ -163,8 +162,7 @@ class Generator(OpenGenerator):
         with self._reading(chosen):
             self.even_out()
             try:
-                with self._allocating_at_once():
-                    progress, _ = self.next()
+                progress, _ = self.next()
             finally:
                 begun, self.decoding = self.decoding, running
                 self.new_rows.extend(waiting)
@@ -172,22 +170,6 @@ class Generator(OpenGenerator):
             self._forget_scorers(begun.uids)
             running.extend(begun)
         return list(progress)
-
-    @contextmanager
-    def _allocating_at_once(self) -> Iterator[None]:
-        """Have KV caches that grow with this read grow to the end of their prompts, whose memory is claimed already.
-
-        mlx-lm's grow by 256 tokens and copy all they hold each time: behind 20,000 tokens that took 0.1 s.
-        """
-        left = max((sum(map(len, sequence[0])) for sequence in self.reading_progress), default=0)
-        growing = [leaf for leaf in leaves(self.reading.prompt_cache) if isinstance(leaf, BatchKVCache)]
-        for leaf in growing:
-            leaf.step = max(STEP_TOKENS, -(-left // STEP_TOKENS) * STEP_TOKENS)
-        try:
-            yield
-        finally:
-            for leaf in growing:  # as answers they grow by as much as they claim
-                leaf.step = STEP_TOKENS
 
     def remove(self, uids: list[int], return_prompt_caches: bool = False) -> dict[int, Any]:
         """Take rows out; with ``return_prompt_caches`` the KV cache and the tokens of each, by its uid."""

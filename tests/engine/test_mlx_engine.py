@@ -715,21 +715,3 @@ def engine_tokens(folder, text):
     tokens = engine._model.loaded.tokenizer.encode(text)
     engine.close()
     return tokens
-
-
-def test_a_long_prompt_s_cache_is_made_once_and_an_answer_s_grows_by_steps(tmp_path):
-    """Each growth copies all that is held."""
-    engine = open_engine(tiny_llama.build(tmp_path, max_position_embeddings=4096), prefill_chunk=64)
-    try:
-        run, sizes = Run(engine), []
-        run.submit("long", request("word " * 300, max_tokens=300))
-        while engine.busy():
-            run.step()
-            caches = [batch.prompt_cache[0] for batch in engine._model.generator.batches if len(batch)]
-            sizes += [(cache.keys.shape[2], cache._idx) for cache in caches if cache.keys is not None]
-    finally:
-        engine.close()
-    last = max(held for _, held in sizes)
-    assert last > 1100
-    assert len({size for size, _ in sizes}) <= 4
-    assert all(size < last + 2 * 256 for size, _ in sizes)
