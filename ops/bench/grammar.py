@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+from in_process import builtin_folder
 
-from plimsoll import config
-from plimsoll.catalog.fetch import resolve
-from plimsoll.catalog.installed import default_cache_dir
-from plimsoll.catalog.source import BUILTIN, ModelSource
+from plimsoll.catalog.source import ModelSource
 from plimsoll.engine import protocol as p
 from plimsoll.engine.chat.engine import MlxEngine
 from plimsoll.engine.handle.process import WorkerProcess
@@ -53,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1800, help="answers not there by then are left out")
     parser.add_argument("--hostile", action="store_true")
     options = parser.parse_args()
-    folder = resolve(BUILTIN, cache_dir=default_cache_dir(config.load()), offline=False, progress=lambda *_: None)
+    folder = builtin_folder()
     if options.hostile:
         hostile(folder)
         return

@@ -16,15 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from in_process import builtin_folder, with_worker_environment
 from report import Report
 
-from plimsoll import config
-from plimsoll.catalog.fetch import resolve
-from plimsoll.catalog.installed import default_cache_dir
-from plimsoll.catalog.source import BUILTIN
 from plimsoll.engine.chat.engine import MlxEngine
 from plimsoll.engine.chat.prompt_lookup import PromptLookup
-from plimsoll.engine.handle.environment import worker_environment
 from plimsoll.engine.protocol import ChatRequest, EngineOptions, Sampling, Step
 
 NAMES = ("fox", "ship", "harbour", "lantern", "anchor", "compass", "barrel", "rope", "sail", "mast", "deck", "cargo")
@@ -44,7 +40,7 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, help="a file that gets the rows of the table, for speed.py")
     options = parser.parse_args()
     with_worker_environment()
-    folder = resolve(BUILTIN, cache_dir=default_cache_dir(config.load()), offline=False, progress=lambda *_: None)
+    folder = builtin_folder()
     engine = MlxEngine(EngineOptions(cache_dir="", dequantize=True, prompt_cache_bytes=0))
     engine.load(folder, lambda *_: None)
     print(f"load average {os.getloadavg()[0]:.1f}")
@@ -122,13 +118,6 @@ def run(engine: MlxEngine, prompt: Any) -> list[int]:
             if isinstance(event, Step):
                 tokens += [token for _, token in event.tokens]
     return tokens
-
-
-def with_worker_environment() -> None:
-    """Begin this program anew as a worker would: BLAS and heap are settings of the environment."""
-    if os.environ.get("LOOKUP_BENCH") != "worker":  # LD_PRELOAD is added to what is there: it never looks finished
-        wanted = worker_environment("auto", default_cache_dir(config.load()))
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted, "LOOKUP_BENCH": "worker"})
 
 
 if __name__ == "__main__":

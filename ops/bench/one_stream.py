@@ -20,14 +20,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from ceiling import run as raw_loop
-from lookup import with_worker_environment
+from in_process import builtin_folder, with_worker_environment
 from mlx.utils import tree_flatten
 from report import Report
 
-from plimsoll import config
-from plimsoll.catalog.fetch import resolve
-from plimsoll.catalog.installed import default_cache_dir
-from plimsoll.catalog.source import BUILTIN
 from plimsoll.engine.chat.engine import MlxEngine
 from plimsoll.engine.protocol import ChatRequest, EngineOptions, Sampling, Step, encode
 
@@ -44,7 +40,7 @@ def main() -> int:
     options = parser.parse_args()
     report = Report()
     with_worker_environment()
-    folder = resolve(BUILTIN, cache_dir=default_cache_dir(config.load()), offline=False, progress=lambda *_: None)
+    folder = builtin_folder()
     engine = MlxEngine(EngineOptions(cache_dir="", dequantize=True, prompt_cache_bytes=0, prompt_lookup=False))
     engine.load(folder, lambda *_: None)
     loaded = engine._model.loaded  # noqa: SLF001 - it is measured
