@@ -14,6 +14,7 @@ from plimsoll.http.app_state import App, AppState
 from plimsoll.http.errors import respond
 from plimsoll.http.limits.body_budget import HttpRequest
 from plimsoll.http.operations.health import need_status
+from plimsoll.memory.ledger import most_bytes
 
 MOST_ROWS = 100
 _DEFAULT_ROWS = 20
@@ -32,9 +33,7 @@ def add_routes(app: App, state: AppState) -> None:
         sample = (await need_status(state)).sample
         if sample is None:
             raise Unavailable("memory has not been read yet, so what fits is not known", retry_after_s=1.0)
-        # The limit is one of the readings.
-        most = min(one.total for one in sample.readings)
-        budget = int(most * state.config.memory.critical_percent / 100)
+        budget = most_bytes(sample, state.config.memory.critical_percent)
         async with turns:
             found = await asyncio.wrap_future(_on_a_thread(lambda: search_in_child(words, limit)))
         return respond(200, {"budget_bytes": budget, "models": [row._asdict() for row in ranked(found, budget)]})
